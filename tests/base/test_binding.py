@@ -29,12 +29,12 @@ RULES = """
         return 1.0
 
     def own_price(n):
-        return {own} * n
+        return {own} * n + STEP
 
     def add_up(n):
         total = 0.0
         for i in range(n):
-            total += price(i) + STEP
+            total += price(i)
         return total
 """
 
@@ -99,9 +99,14 @@ def run_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
     """Gives the sum of 4 prices by compiled rules, new to this process, and whether they were cached."""
     monkeypatch.setenv("CBSIM_CACHE_DIR", str(tmp_path / "cache"))
 
+    modules: dict[float, dict[str, Any]] = {}
+
     def run_rules(own: float = 2.0, step: float = 0.0) -> tuple[float, bool]:
-        rules: dict[str, Any] = {"__name__": "own_rules"}
-        exec(dedent(RULES.format(own=own, step=step)), rules)
+        if own not in modules:
+            modules[own] = {"__name__": "own_rules"}
+            exec(dedent(RULES.format(own=own, step=step)), modules[own])
+        rules = modules[own]
+        rules["STEP"] = step
         COMPILED.append(Compiled(Bound(rules["add_up"], {"price": rules["own_price"]})))
         COMPILED[-1].prepare(4)
         return COMPILED[-1](4), COMPILED[-1].was_cached
