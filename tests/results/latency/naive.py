@@ -23,6 +23,7 @@ class Step:
     scheduled_at_s: float
     transfer_s: float
     waiting_for: int
+    num_shared_tokens: int
     slices: dict[int, tuple[int, int, bool]] = field(default_factory=dict)
     emitting: set[int] = field(default_factory=set)
 
@@ -44,6 +45,7 @@ class Step:
             len(contexts),
             sum(contexts),
             max(contexts, default=0),
+            num_shared_tokens=self.num_shared_tokens,
         )
 
 
@@ -61,6 +63,7 @@ def steps_of(log: RunLog, replica: int) -> list[Step]:
                 columns["scheduled_at_s"][row],
                 columns["transfer_s"][row],
                 columns["waiting_for"][row],
+                columns["num_shared_tokens"][row],
             )
     names = ("replica", "step", "request", "num_tokens", "num_computed_tokens", "kind")
     for of, step, request, tokens, before, kind in zip(

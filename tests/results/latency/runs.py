@@ -24,7 +24,7 @@ class HostedCost(CostModel):
 
     def step_s(self, shape: StepShape) -> float:
         pairs = sum(tokens * (context + tokens) for tokens, context in shape.chunks)
-        context = shape.decode_context + shape.max_decode_context
+        context = shape.decode_context - shape.num_shared_tokens + shape.max_decode_context
         return (
             self.fixed_s
             + self.token_s * (shape.num_tokens + shape.num_finishing_chunks)
