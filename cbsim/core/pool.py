@@ -67,7 +67,7 @@ def num_missing(self: Any, request: Any, num_tokens: int, num_cached: int = 0, i
     own, num_blocks = self.own, request.num_blocks
     if own.has_groups:
         return num_missing_by_group(self, request, num_tokens, num_cached, is_whole)
-    if num_cached and request.slot == NOBODY:
+    if own.has_identities and request.slot == NOBODY:
         num_blocks = num_cached // own.block_size
     return max(0, blocks_for(self, num_tokens) - num_blocks)
 
