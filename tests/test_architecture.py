@@ -261,9 +261,19 @@ def test_a_plain_import_and_the_help_load_nothing_heavy(code: str) -> None:
     assert ran.stdout.strip() == "[]"
 
 
-def test_running_loads_neither_pandas_nor_matplotlib() -> None:
+def test_running_and_saving_load_neither_pandas_nor_matplotlib(tmp_path: Path) -> None:
+    """pyarrow imports pandas by itself in `to_numpy` and for a scalar of None."""
+    workload = {
+        "type": "synthetic",
+        "num_requests": 3,
+        "arrivals": {"type": "all_at_once"},
+        "prompt_tokens": {"type": "fixed", "value": 8},
+        "output_tokens": {"type": "fixed", "value": 4},
+    }
+    parts = {"scheduler": {"type": "vllm"}, "cost_model": {"type": "roofline"}}
+    settings = {"model": "llama-3-8b", "gpu": "h200", "workload": workload, **parts}
     check = (
-        "import cbsim.studies.run, sys\n"
+        f"import cbsim, sys\ncbsim.run({settings!r}, out={str(tmp_path / 'run')!r})\n"
         "heavy = ('pandas', 'matplotlib', 'torch', 'scipy', 'rich')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -43,9 +43,9 @@ def standard_output() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def is_unicode(encoding: str) -> bool:
-    """Whether an encoding has all signs."""
-    return codecs.lookup(encoding).name.startswith("utf")
+def is_unicode(encoding: str | None) -> bool:
+    """Whether an encoding has all signs; a stream without one, as `io.StringIO`, takes them all."""
+    return encoding is None or codecs.lookup(encoding).name.startswith("utf")
 
 
 def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:

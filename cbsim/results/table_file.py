@@ -103,14 +103,14 @@ class TableHash:
                 field.name, [hashlib.sha256() for _ in range(3)]
             )
             if pa.types.is_floating(column.type):
-                column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-            has_value.update(column.is_valid().to_numpy())
+                column = pc.if_else(pc.is_nan(column), pa.nulls(1, column.type)[0], column)
+            _update(has_value, column.is_valid().cast(pa.uint8()))
             column = column.drop_null()
             if field.type not in ("label", "string"):
-                values.update(column.to_numpy())
+                _update(values, column)
                 continue
             column = column.cast(pa.large_string())
-            lengths.update(pc.binary_length(column).to_numpy())
+            _update(lengths, pc.binary_length(column))
             for chunk in column.chunks:
                 _, places, texts = chunk.buffers()
                 ends = np.frombuffer(places, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
@@ -124,6 +124,14 @@ class TableHash:
             for each in hashes:
                 digest.update(each.digest())
         return digest.hexdigest()
+
+
+def _update(digest: Any, column: Any) -> None:
+    """Hash the numbers of a column without nulls as they lie in memory; `to_numpy` would import pandas."""
+    for chunk in column.chunks:
+        if len(chunk):
+            data = np.frombuffer(chunk.buffers()[1], chunk.type.to_pandas_dtype())
+            digest.update(data[chunk.offset : chunk.offset + len(chunk)])
 
 
 def _repeated(requests: ArrowTable) -> Iterator[str]:
