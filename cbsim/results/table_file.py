@@ -103,7 +103,7 @@ class TableHash:
                 field.name, [hashlib.sha256() for _ in range(3)]
             )
             if pa.types.is_floating(column.type):
-                column = pc.if_else(pc.is_nan(column), pa.nulls(1, column.type)[0], column)
+                column = _nan_as_null(column)
             _update(has_value, column.is_valid().cast(pa.uint8()))
             column = column.drop_null()
             if field.type not in ("label", "string"):
@@ -132,6 +132,17 @@ def _update(digest: Any, column: Any) -> None:
         if len(chunk):
             data = np.frombuffer(chunk.buffers()[1], chunk.type.to_pandas_dtype())
             digest.update(data[chunk.offset : chunk.offset + len(chunk)])
+
+
+def _nan_as_null(column: Any) -> Any:
+    """Numbers, null where other tools write NaN for what is missing. `pa.scalar` of None imports pandas."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    is_nan = pc.is_nan(column)
+    if not pc.any(is_nan).as_py():
+        return column
+    return pc.if_else(is_nan, pa.nulls(1, column.type)[0], column)
 
 
 def _repeated(requests: ArrowTable) -> Iterator[str]:
@@ -186,9 +197,8 @@ def _numbers(column: Any, wanted: Any) -> Any:
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         raise ValueError(f"got {_told(column)}; expected numbers")
-    if pa.types.is_floating(kind) and pc.any(pc.is_nan(column)).as_py():
-        # Other tools write what is missing as NaN.
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+    if pa.types.is_floating(kind):
+        column = _nan_as_null(column)
     if pa.types.is_floating(kind) and pa.types.is_floating(wanted):
         beyond = column.filter(pc.greater(pc.abs(column), MOST))
         if len(beyond):
