@@ -46,6 +46,7 @@ def test_cbsim_decides_what_the_oracle_decides(tmp_path: Path) -> None:
     for seed in range(FIRST_SEED, FIRST_SEED + NUM_CASES):
         steps = compare(f"seed {seed}", *drawn(seed), tmp_path)
         seen.update(set().union(*map(told_by, steps)))
+    assert seen.keys() == FEWEST.keys()
     assert {what: seen[what] for what in FEWEST if seen[what] < FEWEST[what] * NUM_CASES / 240} == {}
 
 
