@@ -34,7 +34,8 @@ TABLES: dict[str, np.dtype[Any]] = {
 FRESH_BYTES = 8 * MIB
 """Bytes of rows held as they were written; beyond that each column is held in as few bytes as it needs."""
 HELD_BYTES = 40 * MIB
-"""Bytes of those columns; beyond that all go to a file, so that memory does not grow with the run."""
+"""Bytes of those columns; beyond that all go to a file, and later pieces at once, so that memory does not
+grow with the run."""
 
 
 class Record:

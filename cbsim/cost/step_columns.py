@@ -35,7 +35,7 @@ class StepShape(NamedTuple):
     num_other_tokens: int = 0
     """Tokens that the other ranks of a data-parallel replica send through the experts in the same step."""
     num_shared_tokens: int = 0
-    """Of `decode_context`, tokens in KV blocks that another request holds too and has read."""
+    """Tokens of `decode_context` in KV blocks that were read already for another request that holds them."""
 
     @property
     def num_tokens(self) -> int:
