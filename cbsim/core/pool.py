@@ -199,15 +199,11 @@ def give_back(self: Any, request: Any, row: int, place: int) -> None:
         link_after(blocks, blocks[end].last_free, number)
 
 
+@apart
 def give_back_behind(self: Any, request: Any) -> None:
     """Take back the blocks behind the window of what a request has computed, not counting steps under way."""
-    if self.own.has_groups and request.slot != NOBODY:
-        slide(self, request)
-
-
-@apart
-def slide(self: Any, request: Any) -> None:
-    """See `give_back_behind`."""
+    if request.slot == NOBODY:
+        return
     for number in range(self.own.num_groups):
         group = self.groups[number]
         if group.window:
@@ -383,8 +379,10 @@ def adopt(self: Any, request: Any, num_cached: int) -> None:
 
 
 def num_shared_of(self: Any, num_tokens: int) -> int:
-    """Of tokens whose KV requests hold, those in blocks that another request has too, that one's not counted:
-    by the share of such blocks in all that requests hold.
+    """How many of `num_tokens` tokens, whose KV several requests hold, one of them finds read by another.
+
+    Estimated by blocks: those held more than once, counted without their first holder, over all that
+    requests hold.
     """
     own = self.own
     if own.num_shared_blocks == 0:

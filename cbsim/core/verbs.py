@@ -72,7 +72,7 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     own, config, in_flight = self.own, self.config, request.num_in_flight_tokens
     computed, num_taken = request.num_computed_tokens, num_tokens + config.num_extra_slots
     end = computed + num_tokens
-    num_drafts = end - request.num_prompt_tokens - request.num_generated_tokens - in_flight
+    num_drafts = end - num_known_tokens(request) - in_flight
     if num_tokens <= 0 or num_drafts > request.num_drafts or num_taken > step.budget:
         num_left = num_tokens + request.num_drafts - num_drafts
         fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)
@@ -87,7 +87,7 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     part.num_tokens = num_tokens
     part.num_computed_tokens = computed
     part.num_preemptions = request.num_preemptions
-    part.is_prefill = 1 if computed < request.prefill_until else 0
+    part.is_prefill = 1 if is_prefilling(request) else 0
     part.emits = emits
     part.num_drafts = num_drafts
     part.num_accepted = part.num_emitted = part.is_padded = 0
