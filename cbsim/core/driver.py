@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.binding import Bound
-from cbsim.base.records import plain, rows_on_demand
+from cbsim.base.records import packed, plain, rows_on_demand
 from cbsim.core import layout
 from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, STEP_END
 from cbsim.core.layout import World, with_replicas
@@ -118,8 +118,7 @@ def write_back(objects: World, world: World) -> None:
         (objects.own, world.own),
         (objects.tiers, world.tiers),
     ):
-        for name in into.dtype.names or ():
-            into[name] = [getattr(row, name) for row in rows]
+        into[...] = packed(rows, into.dtype)
     for name in world.clients.dtype.names or ():
         world.clients[name] = getattr(objects.clients, name)
 
