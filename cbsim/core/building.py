@@ -19,6 +19,10 @@ Array = NDArray[Any]
 
 LOG_ROWS = 8_192
 """Steps that the log of a long run holds before Python empties it: small enough for the CPU's cache."""
+LOG_MARGIN = 4
+"""Rows that one call or one end of a step may add to a table, for each request that may run at once."""
+NUM_CHANGES = 64
+"""Changes of replicas that the log holds."""
 DEFAULT_CONFIG: Numbers = {
     "aging_s": np.inf,
     "swap_bytes_per_s": 1.0,
@@ -345,7 +349,9 @@ def new_cluster(
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
         **_tiers(pools, requests, len(sent)),
-        log=new_log(most, with_batches, log_rows or _log_rows(requests), num_requests * has_connector),
+        log=new_log(
+            most, num_in_flight, with_batches, log_rows or _log_rows(requests), num_requests * has_connector
+        ),
         routers=_routers(routers, num_entries, R),
         homes=np.full((len(routers), int(requests["affinity"].max(initial=0)) + 1), NOBODY, dtype="i4"),
         clients=record(layout.CLIENTS, clients),
@@ -507,19 +513,25 @@ def _link(parts: LinkParts | None) -> Any:
     return record(layout.LINK, {**numbers, "next_s": np.inf})
 
 
-def new_log(most: int, with_batches: bool, rows: int, num_loads: int = 0) -> Log:
-    """An empty log for replicas that run up to `most` requests; in one call `num_loads` may fail."""
-    # One call or one end of a step may add rows for each running request.
-    small = rows // 4 + 8 * (most + 2)
+def new_log(most: int, num_in_flight: int, with_batches: bool, rows: int, num_loads: int = 0) -> Log:
+    """An empty log for replicas that run up to `most` requests in `num_in_flight` steps at a time.
+
+    In one call `num_loads` may fail.
+    """
+    # One call or one end of a step may add rows for each running request, and cut off the steps under way.
+    margin, num_events = LOG_MARGIN * (most + 2), ROWS_OF_LOAD * num_loads
+    few, num_batches = rows // 4 + margin, rows + margin if with_batches else 0
+    limits = {"steps": rows, "events": few + num_events, "batches": num_batches, "changes": NUM_CHANGES}
+    limits |= dict.fromkeys(("prefills", "decodes", "gaps"), few)
     return Log(
-        lengths=record(layout.LENGTHS),
-        steps=np.zeros(rows + 8, layout.STEP_ROW),
-        events=np.zeros(small + ROWS_OF_LOAD * num_loads, layout.EVENT_ROW),
-        prefills=np.zeros(small, layout.PREFILL_ROW),
-        decodes=np.zeros(small, layout.DECODES_ROW),
-        gaps=np.zeros(small, "f8"),
-        batches=np.zeros(4 * small if with_batches else 1, layout.BATCH_ROW),
-        changes=np.zeros(64, layout.CHANGE_ROW),
+        lengths=record(layout.LENGTHS, {f"max_{name}": limit for name, limit in limits.items()}),
+        steps=np.zeros(rows + LOG_MARGIN + num_in_flight, layout.STEP_ROW),
+        events=np.zeros(few + num_events + margin, layout.EVENT_ROW),
+        prefills=np.zeros(few + margin, layout.PREFILL_ROW),
+        decodes=np.zeros(few + margin, layout.DECODES_ROW),
+        gaps=np.zeros(few + margin, "f8"),
+        batches=np.zeros(num_batches + margin if with_batches else 1, layout.BATCH_ROW),
+        changes=np.zeros(NUM_CHANGES + LOG_MARGIN, layout.CHANGE_ROW),
     )
 
 

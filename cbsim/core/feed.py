@@ -48,8 +48,6 @@ somebody watches also that a request arrived, the scheduler decided something, a
 UNHEARD = -1
 """Nothing happened that anybody hears of."""
 
-LOG_MARGIN = 4
-"""Rows that one call or one end of a step may add to a table, for each request that may run at once."""
 MAX_WORK = 2**23
 """What happens at most, or little more, between two returns to Python, which then shows progress and hears
 Ctrl-C: replicas looked at, requests in steps, prompt tokens. Compiled, each takes 2 to 30 ns."""
@@ -273,17 +271,14 @@ def has_room(world: Any, num_events: int) -> bool:
 
     `num_events` may come of transfers.
     """
-    log, lengths = world.log, world.log.lengths
-    margin = LOG_MARGIN * len(world.running[0]) + LOG_MARGIN
-    return (
-        lengths.steps + LOG_MARGIN + len(world.under_way[0]) < len(log.steps)
-        and lengths.events + margin + num_events < len(log.events)
-        and lengths.prefills + margin < len(log.prefills)
-        and lengths.decodes + margin < len(log.decodes)
-        and lengths.gaps + margin < len(log.gaps)
-        and lengths.changes + LOG_MARGIN < len(log.changes)
-        and (world.config[0].with_batches == 0 or lengths.batches + margin < len(log.batches))
-    )
+    lengths = world.log.lengths
+    if lengths.steps >= lengths.max_steps or lengths.events + num_events > lengths.max_events:
+        return False
+    if lengths.prefills > lengths.max_prefills or lengths.decodes > lengths.max_decodes:
+        return False
+    if lengths.gaps > lengths.max_gaps or lengths.batches > lengths.max_batches:
+        return False
+    return bool(lengths.changes < lengths.max_changes)
 
 
 def next_replica(world: Any) -> int:

@@ -294,8 +294,14 @@ BATCH_ROW = _record(
 )
 CHANGE_ROW = _record(f8="time_s", i4="replica change")
 """A replica has changed its state."""
-LENGTHS = _record(i8="steps events prefills decodes gaps batches changes")
-"""Rows in use of each table of a `Log`."""
+LENGTHS = _record(
+    i8="""
+    steps events prefills decodes gaps batches changes
+    max_steps max_events max_prefills max_decodes max_gaps max_batches max_changes
+    """,
+)
+"""Rows in use of each table of a `Log`, and how many at most where it has room for what one more thing that
+happens in a replica may write down."""
 
 USER = _record(i8="num_served head active")
 """For `fair`, by number of user: `num_served`, its tokens served; `head`, the root of the heap of its waiting
