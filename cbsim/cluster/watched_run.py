@@ -190,7 +190,10 @@ class WatchedRun:
         teller.ended(step, finished)
         self._leaving += finished
         # Steps under way may hold requests that have ended.
-        for request in [each for each in self._leaving if each.num_steps_in_flight == 0]:
+        number, last_call = clients.replica, step.call
+        for request in [
+            each for each in self._leaving if each.replica == number and each.last_call <= last_call
+        ]:
             self._leaving.remove(request)
             del self._present[request.index]
 

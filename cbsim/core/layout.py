@@ -129,7 +129,7 @@ REQUEST = _record(
     index replica state num_prompt_tokens num_output_tokens priority user_number affinity route
     first_link end_link source previous next_visit attempt num_reroutes num_computed_tokens
     num_generated_tokens num_in_flight_tokens num_launched_tokens num_drafts prefill_until
-    num_preemptions preempted_in_call resumes_at_call place_in_line num_steps_in_flight
+    num_preemptions preempted_in_call resumes_at_call place_in_line last_call
     num_cached_tokens num_lost_tokens num_blocks num_junction_tokens num_swapped_blocks slot
     first_decode last_decode
     """,
@@ -144,8 +144,8 @@ client thinks after it), `source` (its row of `World.planned`, where there are a
 back to the router). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to be,
 steps in flight included, `num_generated_tokens` those whose result was taken, `num_in_flight_tokens` output
 tokens that steps under way may emit if all their drafts are accepted (asynchronous scheduling only),
-`num_launched_tokens` tokens that steps under way compute, `num_steps_in_flight` how many of those sample for
-it, `num_drafts` drafts ready to be verified, `prefill_until` the tokens to compute before it decodes (its
+`num_launched_tokens` tokens that steps under way compute, `last_call` the call that last gave it any (0: none
+did), `num_drafts` drafts ready to be verified, `prefill_until` the tokens to compute before it decodes (its
 prompt; after a preemption its answer so far too), `samples` whether its last slice sampled, `was_passed_over`
 whether the queue passed it over since it last ran, `resumes_at_call` the call before which a pipeline passes
 it over, `place_in_line` where it stands under `fcfs` (0 for newcomers, the last one preempted first),
@@ -235,22 +235,21 @@ OWN = _record(
     num_sending num_news num_begun newest_step_call num_passed_over num_preemptions
     steps_since_prefill holds_prefill is_backed_up head due_head aged_head num_active_users last_user
     num_batch num_padded_tokens num_kv_tokens num_steps num_calls num_under_way first_under_way
-    is_asked turn num_outstanding num_tokens_recomputed num_tokens_queried num_tokens_hit
+    is_asked turn last_call num_outstanding num_tokens_recomputed num_tokens_queried num_tokens_hit
     num_padding_tokens num_swapped_blocks num_moved_out num_turned_away fault fault_request
     fault_tokens fault_limit fault_budget num_shared_blocks
     """,
 )
 """What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
-(`is_asked`), or else the first step under way ends. `num_links` transfers over its link are under way.
-Its steps last `slowdown` times as long. It changes by itself at `back_at_s` (it takes requests again),
-`fails_at_s` and `restored_at_s` (no longer slow), infinite for never. `num_owed_tokens` are the prompts that
-it has not answered, `num_promised` requests will come to it to be decoded; what begins with `seen` is what a
-router knows that looks now and then. With `has_groups` layers stand in several groups or have windows, so
-that a request may hold more or fewer blocks than its tokens fill.
-`first_rank` is the first of the replicas that work in step with it, itself where none do. `num_tiers` are
-below its GPUs.
-`fault` is what a rule did that it must not, with the
-row of the request, the tokens or blocks asked for, how many there could have been, and the step's budget."""
+(`is_asked`), or else the first step under way ends; `last_call` is that of the step that ended last.
+`num_links` transfers over its link are under way. Its steps last `slowdown` times as long. It changes by
+itself at `back_at_s` (it takes requests again), `fails_at_s` and `restored_at_s` (no longer slow), infinite
+for never. `num_owed_tokens` are the prompts that it has not answered, `num_promised` requests will come to it
+to be decoded; what begins with `seen` is what a router knows that looks now and then. With `has_groups`
+layers stand in several groups or have windows, so that a request may hold more or fewer blocks than its
+tokens fill. `first_rank` is the first of the replicas that work in step with it, itself where none do.
+`num_tiers` are below its GPUs. `fault` is what a rule did that it must not, with the row of the request, the
+tokens or blocks asked for, how many there could have been, and the step's budget."""
 
 CONFIG = _record(
     f8="""

@@ -193,7 +193,6 @@ def plan(self: Any, step: Any, place: int, now: float) -> None:
         elif step.waiting_for != KV_BLOCKS:
             step.waiting_for = TURN
     step.kv_blocks_used = own.num_blocks - own.num_free
-    step.num_kv_tokens = own.num_kv_tokens
 
 
 def begin(self: Any, cost: Any, step: Any) -> None:
@@ -356,6 +355,8 @@ def count_slices(self: Any, step: Any) -> None:
     step.num_logits = num_finishing + num_decodes
     step.max_decode_context = longest if num_chunks else 0
     step.num_shared_tokens = shape.num_shared_tokens
+    self.own.num_kv_tokens += num_chunk_tokens + num_decodes
+    step.num_kv_tokens = self.own.num_kv_tokens
 
 
 def end_step(self: Any) -> int:
@@ -402,6 +403,7 @@ def end_step(self: Any) -> int:
     own.last_end_s = step.end_s
     own.num_outstanding -= num_finished
     own.num_begun -= 1
+    own.last_call = step.call
     if config.connector != NO_CONNECTOR:
         remove_failed(self, step, step.end_s)
         take_news(self, step, step.end_s)

@@ -15,6 +15,7 @@ from cbsim.core.layout import (
     ADMITTED_TOO_MANY,
     CHEAPER,
     DECODE_STAGE,
+    FAIR,
     FINISHED,
     NO_CONNECTOR,
     NOBODY_WAITS,
@@ -87,10 +88,10 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     part.num_tokens = num_tokens
     part.num_computed_tokens = computed
     part.num_preemptions = request.num_preemptions
-    part.is_prefill = 1 if is_prefilling(request) else 0
+    part.is_prefill = is_prefilling(request)
     part.emits = emits
     part.num_drafts = num_drafts
-    part.num_accepted = part.num_emitted = part.is_padded = 0
+    part.num_accepted = part.is_padded = 0
     step.num_slices += 1
     step.budget -= num_taken
     if step.skips_drafts and end >= request.num_prompt_tokens:
@@ -99,10 +100,9 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
             step.skips_drafts = 0
     request.num_computed_tokens = end
     request.num_launched_tokens += num_tokens
-    request.num_drafts = 0
     request.samples = emits
-    own.num_kv_tokens += num_tokens
-    request.num_steps_in_flight += 1
+    request.last_call = step.call
+    request.num_drafts = 0
     if emits and config.async_scheduling:
         request.num_in_flight_tokens = in_flight + 1 + num_drafts
         request.num_drafts = config.num_speculative_tokens
@@ -142,7 +142,7 @@ def start_running(self: Any, step: Any, request: Any, num_computed: int) -> None
     """Add a request, whose first `num_computed` tokens are there, to the end of the running list."""
     own = self.own
     step.waiting_for = NOBODY_WAITS
-    if request.state == WAITING:
+    if request.state == WAITING and self.config.policy == FAIR:
         served(self, request, request.num_prompt_tokens)
     self.running[own.num_running] = request.index
     own.num_running += 1
@@ -198,7 +198,7 @@ def preempt(self: Any, step: Any, victim: Any) -> None:
     release(self, victim)
     victim.num_in_flight_tokens = victim.num_launched_tokens = victim.num_drafts = 0
     if drops_results(self):
-        victim.num_steps_in_flight = 0
+        victim.last_call = 0
     own.num_preemptions += 1
     victim.place_in_line = -own.num_preemptions
     victim.num_preemptions += 1
@@ -225,15 +225,29 @@ def unschedule(self: Any, step: Any, request: Any) -> None:
         part = slices[place]
         if part.request == request.index:
             step.budget += part.num_tokens + self.config.num_extra_slots
-            self.own.num_kv_tokens -= part.num_tokens
             request.num_computed_tokens = part.num_computed_tokens
             request.num_launched_tokens -= part.num_tokens
-            request.num_steps_in_flight -= 1
+            request.last_call = call_under_way(self, request)
             withdraw(self, request, part.num_computed_tokens)
             for later in range(place + 1, step.num_slices):
                 copy_slice(slices[later], slices[later - 1])
             step.num_slices -= 1
             return
+
+
+def call_under_way(self: Any, request: Any) -> int:
+    """The call that decided the last step under way, before this one, that holds a request; 0 for none."""
+    last = 0
+    for step in self.under_way:
+        for part in self.slices[step.place][: step.num_slices]:
+            if part.request == request.index and last < step.call < self.own.num_calls:
+                last = step.call
+    return int(last)
+
+
+def is_in_flight(self: Any, request: Any) -> bool:
+    """Whether a step under way holds a request."""
+    return bool(request.last_call > self.own.last_call)
 
 
 def copy_slice(source: Any, target: Any) -> None:
@@ -273,8 +287,8 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
     True if the last one did; then `finish` it.
     """
     own, config = self.own, self.config
+    part.num_emitted = 0
     if request.state >= FINISHED:
-        request.num_steps_in_flight -= 1
         return False
     num_emitted = part.emits
     num_drafts = part.num_drafts if num_emitted else 0
@@ -283,11 +297,10 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
     if num_drafts:
         part.num_accepted = num_accepted(self, request, part)
         num_emitted = min(1 + part.num_accepted, request.num_output_tokens - num_generated)
-    if was_preempted and drops_results(self):
-        num_emitted = 0
+    if was_preempted:
+        if drops_results(self):
+            num_emitted = 0
     else:
-        request.num_steps_in_flight -= 1
-    if not was_preempted:
         request.num_launched_tokens -= part.num_tokens
         if num_drafts and request.num_computed_tokens > 0:
             num_rejected = num_drafts - part.num_accepted
@@ -301,7 +314,8 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
         part.num_emitted = num_emitted
         num_generated += num_emitted
         request.num_generated_tokens = num_generated
-        served(self, request, num_emitted)
+        if config.policy == FAIR:
+            served(self, request, num_emitted)
     if own.prefix_caching and not was_preempted:
         publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
         store_computed(self, request)

@@ -88,9 +88,10 @@ def owe_no_more(self: Any, request: Any) -> None:
 
 
 def served(self: Any, request: Any, num_tokens: int) -> None:
-    """Tokens of a request have been served: its prompt at its first admission, each token that came out."""
-    if self.config.policy == FAIR:
-        self.users[request.user_number].num_served += num_tokens
+    """Under `fair`, tokens of a request have been served: its prompt at its first admission, each token that
+    came out.
+    """
+    self.users[request.user_number].num_served += num_tokens
 
 
 # Aging

@@ -35,7 +35,7 @@ from cbsim.core.transfers import (
     num_external,
     remove_transfer,
 )
-from cbsim.core.verbs import decided, find, schedule, start_running
+from cbsim.core.verbs import decided, find, is_in_flight, schedule, start_running
 from cbsim.core.waiting_queue import head_of_queue, is_less_urgent, leave_queue, push
 
 
@@ -50,7 +50,7 @@ def admit_waiting(self: Any, step: Any, cap: int) -> None:
         head = next_to_admit(self, step)
         if head == NOBODY:
             goes_on = False
-        elif self.requests[head].num_steps_in_flight:
+        elif is_in_flight(self, self.requests[head]):
             request = self.requests[head]
             leave_queue(self, request)
             self.candidates[num_passed] = head

@@ -124,13 +124,15 @@ def chunk_cap(self: Any) -> int:
 def serve_running(self: Any, step: Any, cap: int) -> None:
     """Give each running request, in their order, what it wants while the budget lasts."""
     num_visited, requests, order = running_order(self), self.requests, self.order
-    num_extra = self.config.num_extra_slots
-    for place in range(num_visited):
+    num_extra, passes_over = self.config.num_extra_slots, may_pass_over(self)
+    for index in order[:num_visited]:
         if step.budget <= num_extra:
             return
-        request = requests[order[place]]
+        request = requests[index]
         num_tokens = num_wanted(request)
-        if num_tokens == 0 or request.state != RUNNING or is_passed_over(self, request):
+        if num_tokens == 0 or request.state != RUNNING:
+            continue
+        if passes_over and is_passed_over(self, request):
             continue
         if num_tokens > cap or num_tokens + num_extra > step.budget:
             num_tokens = min(cap, step.budget - num_extra)
@@ -144,6 +146,11 @@ def serve_running(self: Any, step: Any, cap: int) -> None:
             return
 
 
+def may_pass_over(self: Any) -> bool:
+    """Whether a running request may be passed over in this step at all."""
+    return bool(self.config.num_stages > 1)
+
+
 def is_passed_over(self: Any, request: Any) -> bool:
     """Whether a running request gets nothing, as its last token has not yet left the stages of a pipeline."""
     return self.own.num_calls < request.resumes_at_call
@@ -151,10 +158,11 @@ def is_passed_over(self: Any, request: Any) -> bool:
 
 def running_order(self: Any) -> int:
     """Fill `order` with the running requests in the order in which they are served; how many."""
-    running, order, num_running = self.running, self.order, self.own.num_running
-    for place in range(num_running):
-        order[place] = running[place]
-    return num_running
+    order, place = self.order, 0
+    for index in self.running[: self.own.num_running]:
+        order[place] = index
+        place += 1
+    return place
 
 
 HAS_ROOM, IS_VICTIM, NOBODY_MAY_GO = range(3)

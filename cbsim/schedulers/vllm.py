@@ -7,17 +7,18 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from cbsim.base.binding import apart
 from cbsim.base.units import GIB
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import FCFS
 from cbsim.core.waiting_queue import push
 from cbsim.core.waiting_queue import rank_of as rank_by_policy
-from cbsim.schedulers.admission import admit_waiting as paged_admit_waiting
 from cbsim.schedulers.kvcache import KVCacheConfig
 from cbsim.schedulers.paged import PagedConfig, PagedScheduler
 from cbsim.schedulers.paged import chunk_cap as paged_chunk_cap
 from cbsim.schedulers.paged import decide as paged_decide
 from cbsim.schedulers.paged import is_passed_over as paged_is_passed_over
+from cbsim.schedulers.paged import may_pass_over as paged_may_pass_over
 from cbsim.schedulers.scheduler import Means, Numbers
 from cbsim.schedulers.speculation import ConnectorConfig
 from cbsim.specs import GpuSpec, ModelSpec
@@ -110,14 +111,26 @@ V0_15, V0_20, V0_33 = range(3)
 
 
 def decide(self: Any, step: Any) -> None:
-    """Decide whether prompts are held back, then as `PagedScheduler`, and count the steps since any ran."""
-    own = self.own
-    own.holds_prefill = 1 if holds_prefill(self) else 0
+    """As `PagedScheduler`, with prompts held back where steps with any must stand apart."""
+    own, is_paced = self.own, self.config.prefill_schedule_interval > 1
+    if is_paced:
+        own.holds_prefill = 1 if holds_prefill(self) else 0
     paged_decide(self, step)
+    if is_paced:
+        note_prefill(self, step)
+
+
+@apart
+def note_prefill(self: Any, step: Any) -> None:
+    """Count the steps since any ran a prompt. While requests are left waiting, prompts are not held back."""
+    own = self.own
+    if step.num_preempted == 0 and not own.holds_prefill:
+        own.is_backed_up = 1 if own.num_waiting > own.num_passed_over else 0
     if step.num_slices:
         own.steps_since_prefill = 0 if carries_prefill(self, step) else own.steps_since_prefill + 1
 
 
+@apart
 def holds_prefill(self: Any) -> bool:
     """Whether it is too early for prompts again: only while some request decodes and the queue moves."""
     own = self.own
@@ -140,19 +153,16 @@ def carries_prefill(self: Any, step: Any) -> bool:
     return bool(num_prompts)
 
 
+def may_pass_over(self: Any) -> bool:
+    """Also while prompts are held back."""
+    return bool(self.own.holds_prefill or paged_may_pass_over(self))
+
+
 def is_passed_over(self: Any, request: Any) -> bool:
     """Also prompts that are held back."""
     if self.own.holds_prefill and not request.samples:
         return True
     return paged_is_passed_over(self, request)
-
-
-def admit_waiting(self: Any, step: Any, cap: int) -> None:
-    """As `PagedScheduler`; while requests are left waiting, prompts are no longer held back."""
-    own = self.own
-    paged_admit_waiting(self, step, cap)
-    if not own.holds_prefill:
-        own.is_backed_up = 1 if own.num_waiting > own.num_passed_over else 0
 
 
 def pass_over(self: Any, request: Any) -> None:
@@ -202,8 +212,8 @@ class VllmScheduler(PagedScheduler):
 
     Config = VllmConfig
     decide = decide
+    may_pass_over = may_pass_over
     is_passed_over = is_passed_over
-    admit_waiting = admit_waiting
     pass_over = pass_over
     has_slot = has_slot
     chunk_cap = chunk_cap

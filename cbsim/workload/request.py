@@ -106,7 +106,7 @@ class Request:
     preempted_in_call: int = field(default=0, init=False)
     num_swapped_blocks: int = field(default=0, init=False)
     num_launched_tokens: int = field(default=0, init=False)
-    num_steps_in_flight: int = field(default=0, init=False)
+    last_call: int = field(default=0, init=False)
     num_drafts: int = field(default=0, init=False)
     num_junction_tokens: int = field(default=0, init=False)
     place_in_line: int = field(default=0, init=False)
