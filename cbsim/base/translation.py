@@ -20,10 +20,11 @@ from types import FunctionType
 from typing import Any
 
 import numba
-from numba.core import codegen, typed_passes, types, untyped_passes
+from numba.core import cgutils, codegen, typed_passes, types, untyped_passes
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_machinery import PassManager
 from numba.core.dispatcher import Dispatcher
+from numba.np import arrayobj
 
 from cbsim.base.record_types import type_of
 
@@ -75,7 +76,7 @@ def translate(
         return numba.njit(copy, pipeline_class=translator, forceinline=pasted, **OPTIONS)
 
     dispatcher = twin(finish)
-    with _few_kinds(), _no_addresses(), _no_garbage_collected():
+    with _few_kinds(), _no_addresses(), _brief_checks(), _no_garbage_collected():
         dispatcher.compile(tuple(map(type_of, arguments)))
     (made,) = dispatcher.overloads.values()
     return made.fndesc.llvm_func_name, str(made.fndesc.restype), made.library._get_compiled_object()
@@ -229,6 +230,37 @@ def _no_addresses() -> Iterator[None]:
         yield
     finally:
         engine.set_env = set_env
+
+
+@contextmanager
+def _brief_checks() -> Iterator[None]:
+    """Check an index by one comparison: taken to have no sign, what lies before a table is large, too.
+
+    Indices from the end are rare, so that they get a branch of their own. Both spare a tenth of a run.
+    """
+    check, fix = cgutils.do_boundscheck, arrayobj.fix_integer_index
+
+    def check_once(context: Any, builder: Any, index: Any, length: Any, axis: Any = None) -> None:
+        with builder.if_then(builder.icmp_unsigned(">=", index, length), likely=False):
+            context.call_conv.return_user_exc(builder, IndexError, ("index is out of bounds",))
+
+    def fix_seldom(context: Any, builder: Any, kind: Any, index: Any, length: Any) -> Any:
+        if not kind.signed:
+            return fix(context, builder, kind, index, length)
+        index = context.cast(builder, index, kind, types.intp)
+        before = builder.block
+        with builder.if_then(builder.icmp_signed("<", index, index.type(0)), likely=False):
+            from_end, at_end = builder.add(index, length), builder.block
+        fixed = builder.phi(index.type)
+        fixed.add_incoming(index, before)
+        fixed.add_incoming(from_end, at_end)
+        return fixed
+
+    cgutils.do_boundscheck, arrayobj.fix_integer_index = check_once, fix_seldom
+    try:
+        yield
+    finally:
+        cgutils.do_boundscheck, arrayobj.fix_integer_index = check, fix
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import pytest
 from cbsim.base import binding
 from cbsim.base.binding import Bound, Compiled, can_compile
 from cbsim.base.paths import cache_folder
+from cbsim.base.records import plain
 
 RULES = """
     from cbsim.base.binding import Bound
@@ -135,6 +136,22 @@ def test_a_repeated_call_sees_and_changes_the_records_themselves() -> None:
     rows["count"][0] = 100
     assert again() == 105
     assert rows["count"].tolist() == [105, 3, 3]
+
+
+def count_at(world: Any, place: int) -> int:
+    return int(world.others[0][place].count)
+
+
+@pytest.mark.skipif(not can_compile(), reason="needs numba")
+def test_an_index_means_the_same_at_both_speeds_and_none_reaches_beyond_a_table() -> None:
+    rows = np.array([(7,), (8,), (9,)], [("count", "i8")])
+    world, bound = Tally(rows[0], (rows,)), Bound(count_at, {})
+    for place in (0, 2, -1, -3):
+        assert bound.compiled(world, place) == bound.interpreted(plain(world), place) == rows["count"][place]
+    for place in (3, -4, 2**40, -(2**40), 2**63 - 1, -(2**63)):
+        for run, records in ((bound.compiled, world), (bound.interpreted, plain(world))):
+            with pytest.raises(IndexError):
+                run(records, place)
 
 
 def test_a_changed_rule_gives_another_result(tmp_path: Path, run_rules: Any) -> None:
