@@ -167,14 +167,12 @@ PLANNED = np.dtype(
 
 SLICE = _record(
     i4="""
-    request num_tokens num_computed_tokens num_preemptions is_prefill emits num_drafts num_accepted
-    num_emitted is_padded
+    request num_tokens num_computed_tokens is_prefill emits num_drafts num_accepted num_emitted is_padded
     """,
 )
-"""A request's share of a step; `num_computed_tokens` before the step, `num_preemptions` when it was planned:
-a preemption while the step is in flight shows by a higher count. `emits`: whether it samples, so that a token
-comes out, with `num_drafts` drafts to verify, none of which can be right if `is_padded`. Once the step has
-ended: `num_accepted` drafts were right, `num_emitted` tokens came out."""
+"""A request's share of a step; `num_computed_tokens` before the step. `emits`: whether it samples, so that a
+token comes out, with `num_drafts` drafts to verify, none of which can be right if `is_padded`. Once the step
+has ended: `num_accepted` drafts were right, `num_emitted` tokens came out."""
 
 EXTRA = _record(
     f8="load_s send_s transfer_end_s came_s",

@@ -375,9 +375,14 @@ def end_step(self: Any) -> int:
         take_failed_reads(self, step)
     for part in slices[: step.num_slices]:
         request = requests[part.request]
-        if take_result(self, request, part):
-            self.candidates[num_finished] = part.request
-            num_finished += 1
+        part.num_emitted = num_emitted = take_result(self, step, request, part)
+        if num_emitted:
+            num_usual_gaps += came_out(self, step, request, num_emitted)
+            if num_emitted > 1:
+                num_joint_tokens += num_emitted - 1
+            if request.num_generated_tokens >= request.num_output_tokens:
+                self.candidates[num_finished] = part.request
+                num_finished += 1
         if part.is_prefill or part.num_tokens > 1:
             record_prefill(self, step, part)
             num_accepted += part.num_accepted
@@ -386,11 +391,6 @@ def end_step(self: Any) -> int:
                 close_decodes(self, request)
                 request.first_decode = step.number
             request.last_decode = step.number
-        num_emitted = part.num_emitted
-        if num_emitted:
-            num_usual_gaps += came_out(self, step, request, num_emitted)
-            if num_emitted > 1:
-                num_joint_tokens += num_emitted - 1
     if config.with_batches:
         for place in range(step.num_slices):
             record_slice(self, step, place, slices[place])

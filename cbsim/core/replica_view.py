@@ -73,16 +73,18 @@ class ReplicaView:
 
     def slices(self, step: Any) -> list[Slice]:
         """Each request's share of a step under way, or of the one that ended last."""
+        parts = self.records.slices[step.place][: step.num_slices]
+        requests = [self.requests[part.request] for part in parts]
         return [
             Slice(
-                self.requests[part.request],
+                request,
                 part.num_tokens,
                 part.num_computed_tokens,
                 bool(part.is_prefill),
                 bool(part.emits),
-                part.num_preemptions,
+                request.num_preemptions - (request.preempted_in_call > step.call),
             )
-            for part in self.records.slices[step.place][: step.num_slices]
+            for request, part in zip(requests, parts, strict=True)
         ]
 
     def decisions(self, step: Any) -> list[tuple[str, Request, int]]:

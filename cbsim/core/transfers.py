@@ -284,7 +284,7 @@ def go_back(self: Any, step: Any, request: Any) -> None:
     num_tokens, position = 0, NOBODY
     for place in range(step.num_slices):
         part = self.slices[step.place][place]
-        if part.request == request.index and part.num_preemptions == request.num_preemptions:
+        if part.request == request.index and request.preempted_in_call <= step.call:
             position, num_tokens = place, part.num_tokens
     num_before = request.num_computed_tokens - num_tokens
     first_bad, is_hit = NOBODY, False

@@ -87,7 +87,6 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     part.request = request.index
     part.num_tokens = num_tokens
     part.num_computed_tokens = computed
-    part.num_preemptions = request.num_preemptions
     part.is_prefill = is_prefilling(request)
     part.emits = emits
     part.num_drafts = num_drafts
@@ -102,12 +101,13 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     request.num_launched_tokens += num_tokens
     request.samples = emits
     request.last_call = step.call
-    request.num_drafts = 0
     if emits and config.async_scheduling:
         request.num_in_flight_tokens = in_flight + 1 + num_drafts
         request.num_drafts = config.num_speculative_tokens
         if config.num_stages > 1:
             request.resumes_at_call = own.num_calls + config.num_stages
+    else:
+        request.num_drafts = 0
     if own.prefix_caching:
         publish(self, request, end)
 
@@ -255,7 +255,6 @@ def copy_slice(source: Any, target: Any) -> None:
     target.request = source.request
     target.num_tokens = source.num_tokens
     target.num_computed_tokens = source.num_computed_tokens
-    target.num_preemptions = source.num_preemptions
     target.is_prefill = source.is_prefill
     target.emits = source.emits
     target.num_drafts = source.num_drafts
@@ -281,19 +280,15 @@ def drops_results(self: Any) -> bool:
     return bool(config.connector == REMOTE and config.role == PRODUCER and self.own.num_in_flight > 1)
 
 
-def take_result(self: Any, request: Any, part: Any) -> bool:
-    """A request's slice has run: settle which of its drafts were right and how many tokens come out.
-
-    True if the last one did; then `finish` it.
-    """
+def take_result(self: Any, step: Any, request: Any, part: Any) -> int:
+    """A request's slice has run: settle which of its drafts were right and how many tokens come out."""
     own, config = self.own, self.config
-    part.num_emitted = 0
     if request.state >= FINISHED:
-        return False
+        return 0
     num_emitted = part.emits
     num_drafts = part.num_drafts if num_emitted else 0
     num_generated = request.num_generated_tokens
-    was_preempted = request.num_preemptions != part.num_preemptions
+    was_preempted = request.preempted_in_call > step.call
     if num_drafts:
         part.num_accepted = num_accepted(self, request, part)
         num_emitted = min(1 + part.num_accepted, request.num_output_tokens - num_generated)
@@ -311,7 +306,6 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
     if num_emitted:
         if part.is_prefill:
             owe_no_more(self, request)
-        part.num_emitted = num_emitted
         num_generated += num_emitted
         request.num_generated_tokens = num_generated
         if config.policy == FAIR:
@@ -319,11 +313,9 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
     if own.prefix_caching and not was_preempted:
         publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
         store_computed(self, request)
-    if num_generated >= request.num_output_tokens:
-        return True
     if config.num_speculative_tokens and num_emitted and not (was_preempted or config.async_scheduling):
         count_drafts(self, request)
-    return False
+    return num_emitted
 
 
 def finish(self: Any, step: Any, request: Any) -> None:

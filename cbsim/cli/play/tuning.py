@@ -32,7 +32,7 @@ from cbsim.workload.request import Request, RequestState
 MAX_BLOCKS = 1_000_000
 """Each block is an object of its own here, so that they can be shown and renumbered."""
 _COUNTED = (
-    *("last_end_s", "num_steps", "num_calls", "num_tokens_recomputed", "num_tokens_queried"),
+    *("last_end_s", "num_steps", "num_calls", "last_call", "num_tokens_recomputed", "num_tokens_queried"),
     *("num_tokens_hit", "num_padding_tokens", "num_moved_out", "num_turned_away", "num_owed_tokens"),
 )
 """What a replica counts from its first step on, whichever scheduler decides."""
