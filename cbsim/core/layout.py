@@ -207,7 +207,7 @@ NODE = _record(f8="key", i4="child next last is_in")
 """A request's place in a heap: see `cbsim.core.heap`."""
 
 STEP = _record(
-    f8="now start_s duration_s end_s transfer_s stage_s",
+    f8="now start_s duration_s end_s transfer_s",
     i8="""
     place number budget num_slices num_decisions first_decision num_preempted waiting_for num_running
     num_waiting kv_blocks_used num_kv_tokens num_prefill_tokens num_prefill_seqs num_decode_seqs
@@ -217,14 +217,17 @@ STEP = _record(
     """,
 )
 """A step under way: `place` is its row of `Replica.slices`, `now` when it was decided, `call` the number of
-the call that did. It has no slices if that call scheduled nothing, and then takes no time. Queue lengths
-and blocks are those right after the decision. `num_found` transfers were found to have ended, `num_started`
-began. `first_decision` is the row of the log's events with the first of its decisions, `stage_s` the
-seconds at each stage of a pipeline. With `skips_drafts` no request can use further drafts. Before anybody
-was admitted `num_served` requests were scheduled, one with prompt tokens to compute if `visits_prefill`."""
+the call that did. It has no slices if that call scheduled nothing, and then takes no time. Queue lengths and
+blocks are those right after the decision. `num_found` transfers were found to have ended, `num_started`
+began. `first_decision` is the row of the log's events with the first of its decisions. With `skips_drafts` no
+request can use further drafts. Before anybody was admitted `num_served` requests were scheduled, one with
+prompt tokens to compute if `visits_prefill`."""
 
 OWN = _record(
-    f8="next_s last_end_s unspent_transfer_s slowdown back_at_s fails_at_s restored_at_s",
+    f8="""
+    next_s last_end_s first_stage_until_s busy_until_s unspent_transfer_s slowdown back_at_s fails_at_s
+    restored_at_s
+    """,
     i8="""
     replica pool state num_failures num_owed_tokens num_promised seen_outstanding seen_blocks
     seen_owed_tokens first_rank num_tiers num_links num_in_flight num_blocks block_size hit_size
@@ -239,15 +242,16 @@ OWN = _record(
     """,
 )
 """What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
-(`is_asked`), or else the first step under way ends; `last_call` is that of the step that ended last.
-`num_links` transfers over its link are under way. Its steps last `slowdown` times as long. It changes by
-itself at `back_at_s` (it takes requests again), `fails_at_s` and `restored_at_s` (no longer slow), infinite
-for never. `num_owed_tokens` are the prompts that it has not answered, `num_promised` requests will come to it
-to be decoded; what begins with `seen` is what a router knows that looks now and then. With `has_groups`
-layers stand in several groups or have windows, so that a request may hold more or fewer blocks than its
-tokens fill. `first_rank` is the first of the replicas that work in step with it, itself where none do.
-`num_tiers` are below its GPUs. `fault` is what a rule did that it must not, with the row of the request, the
-tokens or blocks asked for, how many there could have been, and the step's budget."""
+(`is_asked`), or else the first step under way ends; `last_call` is that of the step that ended last. The
+steps decided so far keep the first stage of a pipeline until `first_stage_until_s`, the last one until
+`busy_until_s`. `num_links` transfers over its link are under way. Its steps last `slowdown` times as long. It
+changes by itself at `back_at_s` (it takes requests again), `fails_at_s` and `restored_at_s` (no longer slow),
+infinite for never. `num_owed_tokens` are the prompts that it has not answered, `num_promised` requests will
+come to it to be decoded; what begins with `seen` is what a router knows that looks now and then. With
+`has_groups` layers stand in several groups or have windows, so that a request may hold more or fewer blocks
+than its tokens fill. `first_rank` is the first of the replicas that work in step with it, itself where none
+do. `num_tiers` are below its GPUs. `fault` is what a rule did that it must not, with the row of the request,
+the tokens or blocks asked for, how many there could have been, and the step's budget."""
 
 CONFIG = _record(
     f8="""

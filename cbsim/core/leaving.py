@@ -178,6 +178,7 @@ def cut_steps(self: Any, now: float) -> None:
             own.last_end_s = now
     own.num_under_way = own.num_begun = own.first_under_way = 0
     own.unspent_transfer_s = 0.0
+    own.first_stage_until_s = own.busy_until_s = now
 
 
 @apart

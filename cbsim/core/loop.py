@@ -277,21 +277,16 @@ def put_in_line(self: Any, step: Any) -> None:
 
     A pipeline takes a step when its first stage is free, and at each stage it comes after the one before.
     """
-    num_stages = self.config.num_stages
-    step.stage_s = step.duration_s / num_stages
-    for number in range(self.own.num_under_way - 2, -1, -1):
-        before = self.under_way[place_of(self, number)]
-        if before.num_slices:
-            if num_stages == 1:
-                step.start_s = before.end_s
-                step.end_s = step.start_s + step.duration_s
-            else:
-                step.start_s = max(step.now, before.start_s + before.stage_s)
-                step.end_s = max(step.start_s + step.duration_s, before.end_s + step.stage_s)
-                step.duration_s = step.end_s - step.start_s
-            return
-    step.start_s = step.now
-    step.end_s = step.start_s + step.duration_s
+    own, start_s = self.own, step.now
+    stage_s = step.duration_s / self.config.num_stages
+    if start_s < own.first_stage_until_s:
+        start_s = own.first_stage_until_s
+    end_s = start_s + step.duration_s
+    if end_s < own.busy_until_s + stage_s:
+        end_s = own.busy_until_s + stage_s
+        step.duration_s = end_s - start_s
+    step.start_s, step.end_s = start_s, end_s
+    own.first_stage_until_s, own.busy_until_s = start_s + stage_s, end_s
 
 
 def drafting_s(self: Any, step: Any) -> float:

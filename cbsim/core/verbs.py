@@ -73,7 +73,9 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     own, config, in_flight = self.own, self.config, request.num_in_flight_tokens
     computed, num_taken = request.num_computed_tokens, num_tokens + config.num_extra_slots
     end = computed + num_tokens
-    num_drafts = end - num_known_tokens(request) - in_flight
+    # Computed tokens of its answer, as in `num_wanted`.
+    num_answered = end - request.num_prompt_tokens
+    num_drafts = num_answered - request.num_generated_tokens - in_flight
     if num_tokens <= 0 or num_drafts > request.num_drafts or num_taken > step.budget:
         num_left = num_tokens + request.num_drafts - num_drafts
         fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)
@@ -93,7 +95,7 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     part.num_accepted = part.is_padded = 0
     step.num_slices += 1
     step.budget -= num_taken
-    if step.skips_drafts and end >= request.num_prompt_tokens:
+    if step.skips_drafts and num_answered >= 0:
         num_to_come = 2 if in_flight else 1
         if request.num_generated_tokens + num_to_come < request.num_output_tokens:
             step.skips_drafts = 0

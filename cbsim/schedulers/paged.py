@@ -158,11 +158,10 @@ def is_passed_over(self: Any, request: Any) -> bool:
 
 def running_order(self: Any) -> int:
     """Fill `order` with the running requests in the order in which they are served; how many."""
-    order, place = self.order, 0
-    for index in self.running[: self.own.num_running]:
-        order[place] = index
-        place += 1
-    return place
+    running, order, num_running = self.running, self.order, self.own.num_running
+    for place in range(num_running):
+        order[place] = running[place]
+    return num_running
 
 
 HAS_ROOM, IS_VICTIM, NOBODY_MAY_GO = range(3)

@@ -181,11 +181,12 @@ def has_slot(self: Any) -> bool:
 
 def chunk_cap(self: Any) -> int:
     """The cap spares a lone request (0.33), and may rise as requests get fewer."""
-    config = self.config
+    config, cap = self.config, paged_chunk_cap(self)
+    if config.chunk_size == 0:
+        return cap
     num_here = self.own.num_running + self.own.num_waiting + self.own.num_holding
     if config.version == V0_33 and num_here <= 1:
         return config.max_tokens_per_step - config.num_extra_slots
-    cap = paged_chunk_cap(self)
     if config.adaptive_chunk_size:
         cap = max(cap, config.max_tokens_per_step // num_here)
     return cap
