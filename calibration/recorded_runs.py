@@ -100,8 +100,8 @@ class RecordedFolder:
 
 
 def call(*arguments: str) -> str:
-    """What `cbsim` prints; raises `SystemExit` with its errors."""
-    answer = CliRunner().invoke(cbsim, arguments)
+    """What `cbsim` prints; raises `SystemExit` with the mistakes that it tells, and what else it raises."""
+    answer = CliRunner().invoke(cbsim, arguments, catch_exceptions=False)
     if answer.exit_code:
         raise SystemExit(answer.output)
     return answer.stdout
