@@ -253,10 +253,15 @@ class RooflineCost(CostModel):
             f"costs are estimated by a roofline, nothing was measured: on {seen.gpus} the time of a step was "
             f"{seen.median_pct} % off measured profiles at the median, {seen.p90_pct} % at p90"
         ]
-        if self.parallel.num_gpus > 1:
+        parallel = self.parallel
+        shares_experts = parallel.data > 1 and self.model.experts is not None
+        group = parallel.num_expert_gpus if shares_experts else parallel.tensor
+        told = [f"collectives of {group} GPUs"] if group > 1 else []
+        told += [f"hand-overs between {parallel.pipeline} pipeline stages"] if parallel.pipeline > 1 else []
+        if told:
             whose = "its data sheet" if self.gpu.measured_link_gb_s is None else "measured all-reduces"
             sentences.append(
-                f"collectives of {self.parallel.num_gpus} GPUs are estimated by a link of "
+                f"{' and '.join(told)} are estimated by a link of "
                 f"{link.bytes_per_s / GIGA:g} GB/s ({whose}) and {format_seconds(link.latency_s)} each"
             )
         return sentences

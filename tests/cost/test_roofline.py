@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
+from cbsim.specs import ParallelSpec
 from tests.specs.test_specs import load_gpu, load_model
 
 
@@ -124,3 +125,17 @@ def test_decode_s_is_step_s_to_the_bit(num_decodes, context, gpus):
     cost = make(tensor_parallel=gpus, host_step_s=1e-4, host_request_s=3e-6)
     shape = decodes(num_decodes, context)
     assert cost.decode_s(num_decodes, shape.decode_context, context) == cost.step_s(shape)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "told"),
+    [
+        ({"tensor": 4, "pipeline": 2}, "collectives of 4 GPUs and hand-overs between 2 pipeline stages are"),
+        ({"pipeline": 2}, "hand-overs between 2 pipeline stages are"),
+        ({"data": 2}, None),
+    ],
+)
+def test_the_note_names_the_gpus_that_exchange_data(parallel, told):
+    model, gpu = load_model("llama-3-8b"), load_gpu("h200")
+    _, *note = RooflineCost(RooflineConfig(type="roofline"), model, gpu, ParallelSpec(**parallel)).notes()
+    assert [each.partition(" estimated by a link")[0] for each in note] == ([told] if told else [])
