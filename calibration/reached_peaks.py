@@ -76,7 +76,8 @@ def reached(
             (size,) = point.chunks
             tokens, context = size
             pairs = tokens * context + tokens * (tokens + 1) / 2
-            work = pairs * model.attention_flop_per_pair / model.num_layers / tensor_parallel
+            flop_per_pair = sum(kind.num_layers * kind.flop_per_pair for kind in model.attention_kinds)
+            work = pairs * flop_per_pair / model.num_layers / tensor_parallel
         elif point.op == "decode" and point.decode_context == point.num_decodes * point.max_decode_context:
             size = (point.num_decodes, point.max_decode_context)
             shards = min(tensor_parallel, model.num_kv_heads)

@@ -408,8 +408,3 @@ class ModelSpec(Section):
     def logits_flop(self) -> int:
         """FLOP of one row of logits."""
         return 2 * self.hidden_size * self.vocab_size
-
-    @property
-    def attention_flop_per_pair(self) -> int:
-        """FLOP of all layers for one query token and one key, windows apart."""
-        return sum(kind.num_layers * kind.flop_per_pair for kind in self.attention_kinds)

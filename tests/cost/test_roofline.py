@@ -64,7 +64,7 @@ def test_tensor_parallel_by_hand():
     config = {"memory_efficiency": 1.0, "compute_efficiency": 1.0, "all_reduce_latency_s": 0.0}
     cost = make("llama-3-70b", tensor_parallel=4, **config)
     dense_s = 4096 * cost.model.dense_flop_per_token / 4 / 989.4e12
-    attention_s = cost.model.attention_flop_per_pair * (4096 * 4097 // 2) / 4 / 989.4e12
+    attention_s = 4 * 80 * 64 * 128 * (4096 * 4097 // 2) / 4 / 989.4e12
     link_s = 161 * 4096 * 8192 * 2 * 1.5 / 356e9
     total = cost.step_s(StepShape(((4096, 0),), 0, 0, 0, 0))
     assert total == pytest.approx(dense_s + attention_s + link_s, rel=1e-6)

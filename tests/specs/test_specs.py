@@ -55,7 +55,8 @@ def test_flop_by_hand():
     model = load_model("llama-3-8b")
     assert model.dense_flop_per_token == 2 * 32 * 218_103_808
     assert model.logits_flop == 2 * 4096 * 128_256
-    assert model.attention_flop_per_pair == 4 * 32 * 32 * 128
+    (kind,) = model.attention_kinds
+    assert kind.num_layers * kind.flop_per_pair == 4 * 32 * 32 * 128
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "models").glob("*.yaml")), ids=lambda path: path.stem)
