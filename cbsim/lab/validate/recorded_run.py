@@ -231,6 +231,9 @@ class ReplayedReplica(WatchedStepper):
         """See `WatchedStepper.began`."""
         step.end_s = self._clock.end_s(step.number, self.slices(step), step.start_s, step.duration_s)
         step.duration_s = step.end_s - step.start_s
+        self.own.busy_until_s = step.end_s
+        if self.records.config.num_stages == 1:
+            self.own.first_stage_until_s = step.end_s
 
 
 def replay(experiment: Experiment, workload: Workload, clock: StepClock) -> RunLog:
