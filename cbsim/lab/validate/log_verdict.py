@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ ALIKE = 0.7
 MIN_GAIN = 1 / 3
 """Share of the error that a change must take away to be told."""
 MAX_TOLD = 3
+BUDGETS = tuple(2**power for power in range(8, 16))
+"""Values of `max_tokens_per_step` that servers are run with: 256 to 32,768."""
+MAX_GAP_S = 3e-4
+"""The longest gap between steps that was seen on a server."""
 RIDGE = 0.02
 """How strongly a cell's ratio holds to 1, as a share of the time that it was seen for: what few steps say
 together with others is little."""
@@ -60,10 +65,18 @@ class CellRatio(NamedTuple):
 class Trial(NamedTuple):
     """What one changed setting makes of the errors."""
 
-    setting: str
-    """As `--set` takes it."""
-    error_pct: Mapping[str, float]
-    """Of the means of the latencies."""
+    key: str
+    value: str
+    """As `--set` takes them."""
+    run: RecordedRun
+    """The same log beside a simulation with it."""
+    or_more: bool = False
+    """Whether further raising it changes nothing: the log can't tell it from larger values."""
+
+    def num_nearer(self, run: RecordedRun) -> int:
+        """How many figures it brings nearer than `run` has them."""
+        before = {figure.name: abs(figure.error_pct) for figure in run.figures}
+        return sum(abs(each.error_pct) < before.get(each.name, 0.0) for each in self.run.figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +115,8 @@ def judge(
 ) -> Verdict:
     """The verdict on a comparison; `simulate` makes it with other settings, `stretches` are a replay's.
 
-    Settings are tried one at a time, where the means are not right as it is. That one of them brings the
-    figures nearer is a hint, no proof: another mistake may hide behind it.
+    Settings are tried one at a time, where the means are not right as it is, to values that servers have.
+    That one of them brings the figures nearer is a hint, no proof: another mistake may hide behind it.
     """
     cells = cell_ratios(stretches or [])
     where = [*beyond_interval(run), *by_percentile(run), *by_time(run)]
@@ -111,9 +124,8 @@ def judge(
     error_pct = run.error_pct
     if not _size(error_pct) > RIGHT_PCT:
         return Verdict(error_pct, where, [], cells)
-    remedies = [_steps_remedy(cells)] if worst_cells(cells) else []
-    trials = [Trial(setting, simulate(changed).error_pct) for setting, changed in changes(experiment)]
-    remedies += told_trials(error_pct, trials)
+    remedies = [_steps_remedy(experiment, cells)] if worst_cells(cells) else []
+    remedies += told_trials(run, list(trials(experiment, simulate)))
     if stretches is None:
         remedies.append("--replay tells which kinds of step are off, where the log has token times")
     return Verdict(error_pct, where, remedies, cells)
@@ -224,38 +236,50 @@ TIMINGS = {
 """What to time where steps of a kind are off."""
 
 
-def _steps_remedy(cells: Sequence[CellRatio]) -> str:
+def _steps_remedy(experiment: Experiment, cells: Sequence[CellRatio]) -> str:
     """What to time or set, by how the worst cells are off."""
     worst = worst_cells(cells)
     told = [each.missing_s for each in cells if each.num_steps >= 5 * MAX_TOLD]
     if len(told) > 1 and min(told) * max(told) > 0 and max(map(abs, told)) < 2 * min(map(abs, told)):
-        mean_ms = float(np.mean(told)) * MS_PER_S
-        return (
-            f"steps of every kind and size lack about {mean_ms:+.2g} ms, as the host's time would: "
-            "cost_model.host_gap_s, host_step_s"
-        )
+        mean_s = float(np.mean(told))
+        gap_s = getattr(experiment.cost_model, "host_gap_s", math.inf) + mean_s
+        name = "host_gap_s" if 0.0 <= gap_s <= MAX_GAP_S else "host_step_s"
+        if mean_s > 0 or name == "host_gap_s":
+            return (
+                f"steps of every kind and size lack about {mean_s * MS_PER_S:+.2g} ms, as the host's time "
+                f"would: cost_model.{name}"
+            )
     how = "missing" if worst[0].missing_s > 0 else "too much"
     return f"{TIMINGS[worst[0].cell.kind]}: most time is {how} there"
 
 
-def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
-    """Settings that a record seldom says and that matter: each changed alone, as `--set` writes it."""
+def changes(experiment: Experiment) -> Iterator[tuple[str, str, list[Any]]]:
+    """Settings that matter and a record seldom says: section, key and the values of servers, rising."""
     cost, scheduler = experiment.cost_model, experiment.scheduler
-    for host in ("async", "sync", "none"):
-        if getattr(cost, "host", host) != host:
-            yield f"cost_model.host={host}", _with(experiment, "cost_model", host=host)
-    if (is_unequal := getattr(cost, "unequal_contexts", None)) is not None:
-        is_on = not is_unequal
-        told = f"cost_model.unequal_contexts={str(is_on).lower()}"
-        yield told, _with(experiment, "cost_model", unequal_contexts=is_on)
-    budget = getattr(scheduler, "max_tokens_per_step", None)
-    if budget:
-        for other in (budget // 2, 2 * budget, 4 * budget):
-            told = f"scheduler.max_tokens_per_step={other}"
-            yield told, _with(experiment, "scheduler", max_tokens_per_step=other)
-    is_ahead = not scheduler.async_scheduling
-    told = f"scheduler.async_scheduling={str(is_ahead).lower()}"
-    yield told, _with(experiment, "scheduler", async_scheduling=is_ahead)
+    if is_of_host := getattr(cost, "host", None):
+        yield "cost_model", "host", [host for host in ("async", "sync") if host != is_of_host]
+    if getattr(cost, "unequal_contexts", True) is False:
+        yield "cost_model", "unequal_contexts", [True]
+    if budget := getattr(scheduler, "max_tokens_per_step", None):
+        least = getattr(scheduler, "max_num_seqs", 1)
+        values = [each for each in BUDGETS if each >= least and each != budget]
+        yield "scheduler", "max_tokens_per_step", values
+    yield "scheduler", "async_scheduling", [not scheduler.async_scheduling]
+
+
+def trials(experiment: Experiment, simulate: Callable[[Experiment], RecordedRun]) -> Iterator[Trial]:
+    """`changes`, one at a time, that serve all that was served; no value beyond which none matters."""
+    for section, key, values in changes(experiment):
+        tried: list[Trial] = []
+        for value in values:
+            run = simulate(_with(experiment, section, **{key: value}))
+            if (np.isfinite(run.recorded["e2e_s"]) & np.isnan(run.simulated["e2e_s"])).any():
+                continue
+            if tried and run.figures == tried[-1].run.figures:
+                tried[-1] = tried[-1]._replace(or_more=True)
+                break
+            tried.append(Trial(f"{section}.{key}", json.dumps(value).strip('"'), run))
+        yield from tried
 
 
 def _with(experiment: Experiment, section: str, **settings: Any) -> Experiment:
@@ -263,14 +287,24 @@ def _with(experiment: Experiment, section: str, **settings: Any) -> Experiment:
     return experiment.model_copy(update={section: changed})
 
 
-def told_trials(error_pct: Mapping[str, float], trials: Sequence[Trial]) -> Iterator[str]:
-    """The changes that take away much of the errors, the best first; else that none does."""
-    gains = [(1.0 - _size(trial.error_pct) / _size(error_pct), trial) for trial in trials]
-    best = sorted((pair for pair in gains if pair[0] > MIN_GAIN), key=lambda pair: -pair[0])[:MAX_TOLD]
-    for _, trial in best:
-        yield f"--set {trial.setting} would give {_errors(trial.error_pct)}"
-    if trials and not best:
-        names = ", ".join(dict.fromkeys(trial.setting.partition("=")[0] for trial in trials))
+def told_trials(run: RecordedRun, tried: Sequence[Trial]) -> Iterator[str]:
+    """The changes that take away much of the errors and bring most figures nearer, the best first, one of a
+    setting, and on what evidence; else that none does.
+    """
+    best: dict[str, tuple[float, Trial]] = {}
+    for trial in tried:
+        gain = 1.0 - _size(trial.run.error_pct) / _size(run.error_pct)
+        is_good = gain > MIN_GAIN and 2 * trial.num_nearer(run) > len(run.figures)
+        if is_good and gain > best.get(trial.key, (0.0,))[0]:
+            best[trial.key] = gain, trial
+    for _, trial in sorted(best.values(), key=lambda pair: -pair[0])[:MAX_TOLD]:
+        setting = f"{trial.key}={trial.value}{' (or more: the log cannot tell)' if trial.or_more else ''}"
+        evidence = f"{trial.num_nearer(run)} of {len(run.figures)} figures are nearer"
+        yield f"--set {setting} would give {_errors(trial.run.error_pct)}; {evidence}"
+    if best:
+        yield "that is from figures alone: what the server had, its command says"
+    elif tried:
+        names = ", ".join(dict.fromkeys(trial.key for trial in tried))
         yield f"no setting tried does ({names}): look at the timings"
 
 
