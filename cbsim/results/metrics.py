@@ -192,8 +192,7 @@ def summarize(
         "slo_attainment": _ratio(num_good, num_requests) if promised.own else None,
         "slo_met": None,
     }
-    for name in LATENCIES:
-        summary[name] = _itl_distribution(log) if name == "itl_s" else _distribution(latencies[name])
+    summary |= distributions(log, latencies)
     summary |= {
         "num_steps": totals.work.num_steps,
         "num_preemptions": int(requests["num_preemptions"].sum()),
@@ -297,7 +296,7 @@ def _transfer_figures(log: RunLog, deployment: Deployment) -> Summary:
     return {
         "num": len(seconds),
         "num_bytes": int(num_tokens.sum()) * deployment.model.kv_bytes_per_token,
-        "transfer_s": _distribution(seconds),
+        "transfer_s": distribution(seconds),
     }
 
 
@@ -460,7 +459,16 @@ def _kv_waste(log: RunLog, totals: StepTotals) -> dict[str, float | None]:
     return {"mean": _ratio(totals.empty_slot_s, totals.slot_s), "max": totals.max_empty_share}
 
 
-def _distribution(values: Column) -> dict[str, float | None]:
+def distributions(log: RunLog, latencies: Mapping[str, Column]) -> dict[str, dict[str, float | None]]:
+    """Mean, quantiles and maximum of each of `LATENCIES`, given those of the requests, seconds."""
+    return {
+        name: _itl_distribution(log) if name == "itl_s" else distribution(latencies[name])
+        for name in LATENCIES
+    }
+
+
+def distribution(values: Column) -> dict[str, float | None]:
+    """Mean, quantiles and maximum of values, NaN left out; `None` each if there are no others."""
     measured = values[~np.isnan(values)]
     if not len(measured):
         return _NOT_MEASURED.copy()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbsim.base.units import MS_PER_S, format_seconds
-from cbsim.lab.validate.recorded_run import PER_REQUEST, QUANTILES, TITLES, RecordedRun, error_pct
+from cbsim.lab.validate.recorded_run import PER_REQUEST, PERCENTILES, TITLES, RecordedRun, error_pct
 from cbsim.lab.validate.token_clock import Cell, Stretch
 from cbsim.results.run_log import Column
 from cbsim.studies.experiment import Experiment
@@ -147,7 +147,7 @@ def by_percentile(run: RecordedRun) -> Iterator[str]:
     """The least and the most wrong percentile of each latency that isn't right throughout."""
     errors = {figure.name: figure.error_pct for figure in run.figures}
     for name in PER_REQUEST:
-        parts = [(part, errors[f"{name}.{part}"]) for part in QUANTILES if f"{name}.{part}" in errors]
+        parts = [(part, errors[f"{name}.{part}"]) for part in PERCENTILES if f"{name}.{part}" in errors]
         parts = [(part, error) for part, error in parts if not math.isnan(error)]
         if parts and max(abs(error) for _, error in parts) > RIGHT_PCT:
             told = ", ".join(f"{error:+.1f}% at {part}" for part, error in parts)

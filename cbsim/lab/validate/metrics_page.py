@@ -15,9 +15,9 @@ import numpy as np
 from cbsim.base.errors import WorkloadError
 from cbsim.base.text_files import read_text
 from cbsim.base.units import MIB
-from cbsim.lab.validate.recorded_run import error_pct
-from cbsim.results.metrics import request_latencies
-from cbsim.results.run_log import Column, RunLog, distinct_gaps
+from cbsim.lab.validate.recorded_run import PERCENTILES, error_pct
+from cbsim.results.metrics import QUANTILES, distributions, request_latencies
+from cbsim.results.run_log import Column, RunLog
 
 LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*")
 BOUND = re.compile(r'(?:^|,)\s*le="([^"]+)"')
@@ -36,7 +36,6 @@ COUNTERS = {
     "preemptions": "vllm:num_preemptions_total",
     "prefix-cache hits, tokens": "vllm:prefix_cache_hits_total",
 }
-QUANTILES = (0.5, 0.9, 0.99)
 MAX_BYTES = 100 * MIB
 
 
@@ -179,22 +178,17 @@ class QuantileFigure(NamedTuple):
 
 def beside(page: MetricsPage, log: RunLog) -> tuple[list[MeasuredFigure], list[QuantileFigure]]:
     """Means and counts, and quantiles, that a server's page and a simulation both have."""
-    latencies = {
-        name: _known(values) for name, values in request_latencies(log).items() if name in HISTOGRAMS
-    }
-    gap_s, count = distinct_gaps(log.gaps)
     means, quantiles = [], []
-    for name in HISTOGRAMS:
+    for name, simulated in distributions(log, request_latencies(log)).items():
         histogram = page.histogram(name)
-        values, weights = (gap_s, count) if name == "itl_s" else (latencies.get(name, np.empty(0)), None)
-        if histogram is None or not len(values):
+        if histogram is None or simulated["mean"] is None:
             continue
-        simulated = float(np.average(values, weights=weights))
-        means.append(MeasuredFigure(f"{name}.mean", histogram.total / histogram.number, simulated))
-        for quantile in QUANTILES:
-            low, high = histogram.bucket(quantile)
-            found = _quantile(values, weights, quantile)
-            quantiles.append(QuantileFigure(f"{name}.p{100 * quantile:g}", low, high, found))
+        mean = histogram.total / histogram.number
+        means.append(MeasuredFigure(f"{name}.mean", mean, simulated["mean"]))
+        for part in PERCENTILES:
+            found = simulated[part]
+            assert found is not None
+            quantiles.append(QuantileFigure(f"{name}.{part}", *histogram.bucket(QUANTILES[part]), found))
     requests = log.requests
     is_first = requests["num_generated_tokens"] > 0
     counted = {
@@ -210,14 +204,3 @@ def beside(page: MetricsPage, log: RunLog) -> tuple[list[MeasuredFigure], list[Q
         if metric in page.values
     ]
     return [*means, *counts], quantiles
-
-
-def _known(values: Column) -> Column:
-    return values[~np.isnan(values)]
-
-
-def _quantile(values: Column, weights: Column | None, quantile: float) -> float:
-    if weights is None:
-        return float(np.quantile(values, quantile))
-    below = np.cumsum(weights)
-    return float(values[int(np.searchsorted(below, quantile * below[-1]))])

@@ -15,7 +15,7 @@ from cbsim.config.bounds import unreal_figures
 from cbsim.core.stepping import Slice, StepwiseWorld, WatchedStepper
 from cbsim.lab.validate.server_log import Arrivals, LoggedWorkload, ServerLog
 from cbsim.lab.validate.token_clock import Engine, RecordedTokens, waiting_since
-from cbsim.results.metrics import Deployment, flatten, request_latencies, summarize
+from cbsim.results.metrics import Deployment, distribution, flatten, request_latencies, summarize
 from cbsim.results.run_log import Column, RunLog
 from cbsim.show.text import MISSING, Table, format_figure
 from cbsim.studies.core_log import stepwise_log
@@ -29,8 +29,8 @@ from cbsim.workload.request_source import Workload
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
 PER_REQUEST = ("ttft_s", "tpot_s", "e2e_s")
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-STATISTICS = ("mean", *QUANTILES)
+PERCENTILES = ("p50", "p90", "p99")
+STATISTICS = ("mean", *PERCENTILES)
 RATES = ("request_throughput_per_s", "output_token_throughput_per_s")
 NAMES = (*(f"{latency}.{statistic}" for latency in TITLES for statistic in STATISTICS), *RATES)
 """Of the figures that are compared, as a flattened summary has them: seconds, and rates a second."""
@@ -99,7 +99,8 @@ def compare_with_log(
     real = {name: count / makespan_s for name, count in zip(RATES, served, strict=True) if makespan_s > 0}
     measured = log.latencies(arrivals)
     for name, values in measured.items():
-        real |= _statistics(name, values)
+        figures = distribution(values)
+        real |= {f"{name}.{part}": known for part in STATISTICS if (known := figures[part]) is not None}
     num_lost = summary["num_requests"] - summary["num_finished"]
     lost = [f"{num_lost:,} requests did not finish in the simulation"] if num_lost else []
     told = [*log.notes, *unreal_figures(real), *_prompt_notes(experiment, log), *notes, *lost]
@@ -129,13 +130,6 @@ def _prompt_notes(experiment: Experiment, log: ServerLog) -> list[str]:
     if log.prompts is not None and not experiment.kv_cache.prefix_caching:
         return ["kv_cache.prefix_caching is false: what prompts share is computed again"]
     return []
-
-
-def _statistics(name: str, values: Column) -> dict[str, float]:
-    """The figures of a latency; none where there is no value."""
-    known = values[~np.isnan(values)]
-    figures = (known.mean(), *np.quantile(known, list(QUANTILES.values()))) if len(known) else ()
-    return {f"{name}.{part}": float(figure) for part, figure in zip(STATISTICS, figures, strict=False)}
 
 
 def side_by_side(
