@@ -398,7 +398,31 @@ def compare_points(table: pd.DataFrame, slo: Slo | None = None) -> Table:
         remarks[label] = [note for notes in told for note in notes.split("; ")]
     failures = [f"{label}: failed: {row['error']}" for label, row in rows if row["error"]]
     compared = {label: row for label, row in rows if not row["error"]}
-    return _comparison(compared, [*merged_notes(list(remarks.items())), *failures], *([slo] if slo else []))
+    notes = [*merged_notes(list(remarks.items())), *failures]
+    traffics = traffics_of(list(compared.values()), swept_columns(table))
+    if 1 < len({*traffics}) < len(traffics):
+        notes.append("marked are the best of the points with one traffic")
+    return _comparison(compared, notes, *([slo] if slo else []), traffics=traffics)
+
+
+def is_traffic(key: str) -> bool:
+    """Whether a swept setting changes which requests come."""
+    return key.partition(".")[0] == "workload"
+
+
+def traffics_of(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> list[str]:
+    """The same text for the points of a sweep over `keys` to which the same requests come."""
+    traffic = [key for key in keys if is_traffic(key)]
+    return [str([row[key] for key in traffic]) for row in rows]
+
+
+def are_best(figure: SummaryFigure, values: Sequence[float | None], traffics: Sequence[str]) -> list[bool]:
+    """Whether each figure reads as the best of those with its traffic, where they differ."""
+    groups: dict[str, list[float | None]] = {}
+    for value, traffic in zip(values, traffics, strict=True):
+        groups.setdefault(traffic, []).append(value)
+    best = {traffic: figure.best(group) for traffic, group in groups.items()}
+    return [figure.show(value) == best[traffic] for value, traffic in zip(values, traffics, strict=True)]
 
 
 def point_labels(table: pd.DataFrame) -> list[str]:
@@ -427,14 +451,21 @@ def compared_figures(*promised: Slo) -> list[SummaryFigure]:
     return figures
 
 
-def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str], *promised: Slo) -> Table:
+def _comparison(
+    runs: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str],
+    *promised: Slo,
+    traffics: Sequence[str] | None = None,
+) -> Table:
+    """Runs side by side, the best figures marked: of all runs, or of those with the same of `traffics`."""
+    traffics = traffics or [""] * len(runs)
     shown = compared_figures(*promised) + _where_any(runs.values())
     shown += [COST] if any(figures.get(COST.key) is not None for figures in runs.values()) else []
     values = {figure: [figures.get(figure.key) for figures in runs.values()] for figure in shown}
     is_promised = any(is_met is not None for is_met in values[MET])
     optional = {MET.key, *(OF_REQUESTS if is_promised else ())}
     rows = [
-        _compared(figure, of)
+        (figure.title, *map(_marked, map(figure.show, of), are_best(figure, of, traffics)))
         for figure, of in values.items()
         if figure.key not in optional or any(value is not None for value in of)
     ]
@@ -442,11 +473,8 @@ def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str], *pr
     return table if len(runs) <= MAX_RUNS_AS_COLUMNS else table.transposed()
 
 
-def _compared(figure: SummaryFigure, values: Sequence[float | None]) -> tuple[str, ...]:
-    """A row of a comparison, the best run's figure marked, and any that reads the same."""
-    best = figure.best(values)
-    cells = map(figure.show, values)
-    return figure.title, *(cell + BEST if cell == best else cell for cell in cells)
+def _marked(cell: str, is_best: bool) -> str:
+    return cell + BEST if is_best else cell
 
 
 def _remarks(result: Result) -> tuple[str, ...]:

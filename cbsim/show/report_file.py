@@ -25,6 +25,7 @@ from cbsim.show.reader_tables import (
     MET,
     MFU,
     SummaryFigure,
+    are_best,
     compare_runs,
     compared_figures,
     difference_table,
@@ -34,6 +35,7 @@ from cbsim.show.reader_tables import (
     rate_axes,
     run_answer,
     run_labels,
+    traffics_of,
 )
 from cbsim.show.replicas_plot import comes_and_goes, replicas_up
 from cbsim.show.served_line import served_at_rates, served_points, served_runs, served_trials
@@ -358,13 +360,16 @@ def sweep_chapter(folder: Path) -> Chapter:
 def _table(sweep: Sweep) -> HtmlTable:
     figures = [each for each in compared_figures(sweep.slo)[2:-1] if each is not MET and sweep.has(each)]
     shown = (*figures, MFU, MBU)
+    points = sweep.records()
+    traffics = traffics_of(points, sweep.keys)
+    best = [are_best(figure, [row.get(figure.key) for row in points], traffics) for figure in shown]
     rows = [
         (
             *(_label(row[key]) for key in sweep.keys),
             *([_met(sweep, row)] if sweep.slo else []),
-            *(_cell(sweep, figure, row) for figure in shown),
+            *(_cell(sweep, *column, row) for column in zip(shown, are_so, strict=True)),
         )
-        for row in sweep.records()
+        for row, are_so in zip(points, zip(*best, strict=True), strict=True)
     ]
     met_header = ["SLO"] if sweep.slo else []
     header = (*short_keys(sweep.keys).values(), *met_header, *(figure.title for figure in shown))
@@ -378,18 +383,17 @@ def _met(sweep: Sweep, row: Mapping[str, Any]) -> str:
     return MET.show(promised.met(row)) if promised else MISSING
 
 
-def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> str:
+def _cell(sweep: Sweep, figure: SummaryFigure, is_best: bool, row: Mapping[str, Any]) -> str:
     value = row.get(figure.key)
     if value is None:
         return MISSING
     text = figure.show(value)
-    mark = BEST if text == figure.best(other.get(figure.key) for other in sweep.records()) else ""
     interval, seen = sweep.interval(row, figure.key), sweep.seen(row, figure.key)
     if seen is not None:
         text += f" ({' to '.join(map(figure.show, seen))})"
     elif sweep.is_replicated and interval.high is not None and interval.high > value:
         text += f" ± {figure.show(interval.half_width)}"
-    return text + mark
+    return text + BEST if is_best else text
 
 
 def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:

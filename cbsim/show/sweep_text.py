@@ -24,6 +24,7 @@ from cbsim.show.reader_tables import (
     TPOT,
     TTFT,
     SummaryFigure,
+    is_traffic,
     limited_figures,
     records,
 )
@@ -178,11 +179,6 @@ class Sweep:
     def records(self) -> list[dict[str, Any]]:
         """The points as mappings, `None` for what is missing."""
         return records(self.points)
-
-
-def is_traffic(key: str) -> bool:
-    """Whether a swept setting changes which requests come."""
-    return key.partition(".")[0] == "workload"
 
 
 def common_rate(config: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.show.reader_tables import compare_points, run_tables
+from cbsim.show.report_file import sweep_chapter
 from cbsim.show.sweep_text import Sweep, read_sweep_table, replicate_table
 from cbsim.studies.sweep import SHA256, sweep
 
@@ -84,6 +85,28 @@ def test_commands_tell_it_in_a_line(path: Path, command: str) -> None:
     ran = CliRunner().invoke(main, [command, str(path.parent)])
     assert ran.exit_code == 2
     assert f"{path}: column num_finished: got string ('x'); expected numbers\n" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("swept", "marked"),
+    [
+        ({"scheduler.max_num_seqs": [1, 2]}, [False, True]),
+        ({"workload.interval_s": [0.2, 0.1]}, [False, False]),
+        ({"workload.interval_s": [0.2, 0.1], "scheduler.max_num_seqs": [1, 2]}, [False, True] * 2),
+    ],
+)
+def test_the_best_of_a_table_is_marked_among_points_with_the_same_requests(
+    tmp_path: Path, swept: dict[str, Any], marked: list[bool]
+) -> None:
+    workload = CONFIG["workload"] | {"interval_s": 0.2}
+    table = sweep(CONFIG | {"workload": workload, "sweep": swept}, tmp_path)
+    compared = compare_points(table)
+    (shown,) = [row[1:] for row in compared.rows if row[0] == "throughput (req/s)"]
+    assert [cell.endswith("*") for cell in shown] == marked
+    assert ("marked are the best of the points with one traffic" in compared.notes) == (len(marked) > 2)
+    chapter = sweep_chapter(tmp_path).tables[0].table
+    place = chapter.header.index("throughput (req/s)")
+    assert [row[place].endswith("*") for row in chapter.rows] == marked
 
 
 @pytest.mark.parametrize(
