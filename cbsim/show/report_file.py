@@ -196,12 +196,15 @@ def _sentence(label: str, result: Result) -> str:
     verdict = " ".join(run_answer(result, f"`{label}`")) or f"`{label}`:"
     finish = f"{rate} requests/s finish; {told}."
     if slo.own and summary["num_requests"]:
-        within = format_interval(_attainment(result, slo.own))
+        _, low, high = _attainment(result, slo.own)
         goodput = format_figure(summary["goodput_per_s"])
-        finish = (
-            f"{within} % of {summary['num_requests']:,} requests are within {slo.describe_own()}, {goodput} "
-            f"of the {rate} requests/s that finish; {told}."
-        )
+        finish = f"Goodput is {goodput} of the {rate} requests/s that finish; {told}."
+        if low < high:
+            least, most = (format_figure(min(max(share, 0.0), 100.0)) for share in (low, high))
+            finish = (
+                f"By {summary['num_requests']:,} requests, the share within {slo.describe_own()} is {least} "
+                f"to {most} % in 95% of cases. {finish}"
+            )
     return f"{verdict} {finish}"
 
 
