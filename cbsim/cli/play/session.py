@@ -11,7 +11,7 @@ from pathlib import Path
 from cbsim.base.errors import CbsimError, ConfigError, plugin_error
 from cbsim.cli.play.fleet import Fleet
 from cbsim.cli.play.replica import Replica
-from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save
+from cbsim.cli.play.settings import OWN_TIMES, changes, check_playable, on_rung, revised, save
 from cbsim.config.bounds import MAX_TOKENS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
@@ -36,7 +36,7 @@ class Session:
         check_playable(experiment)
         self._workload = make_workload(experiment)
         if any(request.follows >= 0 for request in self._workload.requests()):
-            raise ConfigError("workload: got turns that wait for answers; allowed: wait_for_answers: false")
+            raise ConfigError(f"workload.wait_for_answers: got null with delays; {OWN_TIMES}: false")
         self._start = experiment
         self._started_with: list[Request] = []
         self._told_before: list[str] = []

@@ -31,6 +31,7 @@ _KEPT = (*LIVE, "async_scheduling", "policy")
 """What a scheduler takes over from the one before it, where it has such a setting."""
 MARK = "# Played with cbsim."
 """How a saved file begins: such a file may be written over."""
+OWN_TIMES = "in cbsim play requests arrive at their own times"
 MAX_REPLICAS = 8
 """Most replicas that are played: the smallest screen has room for a line about each of these."""
 _WIDTH = 110
@@ -40,17 +41,19 @@ def check_playable(experiment: Experiment) -> None:
     """Raise `ConfigError` with a line for each setting that needs more than a few replicas and a trace."""
     concurrency, cluster = experiment.workload.concurrency, experiment.cluster
     where, count = "replicas.count", experiment.replicas.count * experiment.parallel.data
-    problems = []
+    owns, problems = [experiment], []
     if cluster is not None:
+        owns = [own for _, own in experiment.pools()]
         where, counts = "cluster.pools", map(cluster.most_replicas, cluster.pools)
-        count = sum(n * own.parallel.data for n, (_, own) in zip(counts, experiment.pools(), strict=True))
+        count = sum(n * own.parallel.data for n, own in zip(counts, owns, strict=True))
     if count > MAX_REPLICAS:
         problems.append(f"{where}: got {count}; cbsim play has 1 to {MAX_REPLICAS} replicas")
-    allowed_times = "in cbsim play requests arrive at their own times"
     if concurrency is not None:
-        problems.append(f"workload.concurrency: got {concurrency}; {allowed_times}: null")
+        problems.append(f"workload.concurrency: got {concurrency}; {OWN_TIMES}: null")
     if experiment.workload.wait_for_answers:
-        problems.append(f"workload.wait_for_answers: got true; {allowed_times}: false")
+        problems.append(f"workload.wait_for_answers: got true; {OWN_TIMES}: false")
+    if num_tiers := max(len(own.kv_cache.tiers) for own in owns):
+        problems.append(f"kv_cache.tiers: got {num_tiers}; cbsim play has KV on GPUs alone: []")
     if experiment.stop_at_s is not None:
         allowed = "cbsim play goes on until every request has ended: null"
         problems.append(f"stop_at_s: got {experiment.stop_at_s:g}; {allowed}")

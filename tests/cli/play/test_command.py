@@ -53,6 +53,10 @@ def test_any_experiment_can_be_played_and_of_a_sweep_the_first_point() -> None:
             "replicas.count: got 9; cbsim play has 1 to 8 replicas\n"
             "workload.concurrency: got 3; in cbsim play requests arrive at their own times: null",
         ),
+        (
+            ["--set", "kv_cache={prefix_caching: true, tiers: [{size_gib: 1, bandwidth_gb_s: 20}]}"],
+            "kv_cache.tiers: got 1; cbsim play has KV on GPUs alone: []",
+        ),
         (["--set", "scheduler.max_num_seq=2"], "--set: scheduler.max_num_seq: unknown key"),
     ],
 )
