@@ -102,7 +102,7 @@ def check_run_target(folder: Path) -> None:
     if _is_free(folder):
         return
     if not holds(folder, "run"):
-        raise _unknown(folder, "run")
+        raise other_origin(folder, "run")
     foreign = foreign_files(folder)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -130,7 +130,7 @@ def check_target(folder: Path, kind: str) -> None:
     for other in (*_MARKS, "sweep"):
         if holds(folder, other):
             raise CbsimError(f"{folder}: holds a {other}; name another folder for the {kind}")
-    raise _unknown(folder, kind)
+    raise other_origin(folder, kind)
 
 
 def check_report_target(path: Path) -> None:
@@ -140,7 +140,7 @@ def check_report_target(path: Path) -> None:
     if is_folder(path):
         raise CbsimError(f"{path}: is a folder; expected the name of a file")
     if not is_report(path):
-        raise CbsimError(f"{path}: a file that is no report stands there; name another file, or remove it")
+        raise other_origin(path, "report", "file")
 
 
 def is_report(path: Path) -> bool:
@@ -179,10 +179,11 @@ def _beginning(path: Path, size: int = _MARK_WITHIN) -> bytes:
         return b""
 
 
-def _unknown(folder: Path, expected: str) -> CbsimError:
-    kind = "folder" if is_folder(folder) else "file"
-    told = f"a {kind} that is no {expected} stands there; name another folder, or remove it"
-    return CbsimError(f"{folder}: {told}")
+def other_origin(path: Path, expected: str, wanted: str = "folder") -> CbsimError:
+    """The error for a path at which something other than what is `expected` stands and would be lost."""
+    kind = "folder" if is_folder(path) else "file"
+    told = f"a {kind} that is no {expected} stands there; name another {wanted}, or remove it"
+    return CbsimError(f"{path}: {told}")
 
 
 def _is_free(folder: Path) -> bool:

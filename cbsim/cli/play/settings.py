@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.errors import CbsimError, ConfigError, refusals
 from cbsim.base.paths import YAML_SUFFIXES, data_folder, write_text
 from cbsim.base.registry import did_you_mean
 from cbsim.config.document import read_document
 from cbsim.config.section import Section
+from cbsim.results.output import other_origin
 from cbsim.schedulers import SCHEDULERS
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.studies.experiment import Experiment
@@ -204,12 +205,8 @@ def _name_or_mapping(folder: str, spec: ModelSpec | GpuSpec, resolved: dict[str,
 
 def _check_target(path: Path, trace: Path | None) -> None:
     """Nobody else's files are written over."""
-    is_ours = False
-    if path.exists():
-        try:
-            is_ours = path.read_text(encoding="utf-8").startswith(MARK)
-        except (OSError, UnicodeDecodeError) as error:
-            raise CbsimError(f"{path}: something that is no saved play stands there") from error
+    with refusals(path, "read"):
+        is_ours = path.is_file() and path.read_bytes().startswith(MARK.encode())
     for file in (path, trace):
         if file is not None and file.exists() and not is_ours:
-            raise CbsimError(f"{file}: a file that was not saved here stands there; name another")
+            raise other_origin(file, "saved play", "file")

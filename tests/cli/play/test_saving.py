@@ -102,9 +102,7 @@ def test_it_can_be_saved_again_and_played_on(session: Session, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["game.yaml", "game.jsonl"])
 def test_files_of_others_stay(name: str, session: Session, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(
-        CbsimError, match=f"{name}: a file that was not saved here stands there; name another"
-    ):
+    with pytest.raises(CbsimError, match=f"{name}: a file that is no saved play stands there; name another"):
         session.save(tmp_path / "game.yaml")
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
     others = {path.name for path in tmp_path.iterdir()}
@@ -115,7 +113,7 @@ def test_files_of_others_stay(name: str, session: Session, tmp_path: Path) -> No
     ("name", "problem"),
     [
         ("game.json", "expected a name that ends in .yaml or .yml"),
-        ("folder.yaml", "something that is no saved play stands there"),
+        ("folder.yaml", "a folder that is no saved play stands there; name another file, or remove it"),
         ("folder.yaml/game.yaml/game.yaml", "can't be written"),
     ],
 )
