@@ -281,11 +281,9 @@ def _by_traffic(sweep: Sweep) -> str:
         meeting = [row for row in rows if not sweep.misses(row)]
         best, *others = sorted(meeting or rows, key=lambda row: -row[column])
         near = [best, *(row for row in others if not _leads(sweep, best, row, column))]
-        names = [code_name(row, settings) for row in near[:_MAX_NAMED]]
-        names += [f"{len(near) - _MAX_NAMED} more"] if len(near) > _MAX_NAMED else []
         how_many = f", met by {len(meeting)} of {len(rows)}" if any(map(sweep.promised, rows)) else ""
         num_met += bool(meeting)
-        told.append(f"{which}: {joined(names)}, {_figure(sweep, best, column)}{how_many}")
+        told.append(f"{which}: {joined(_named(near, settings))}, {_figure(sweep, best, column)}{how_many}")
     if len(told) > _MAX_TRAFFICS:
         told[_MAX_TRAFFICS:] = [f"{len(told) - _MAX_TRAFFICS} more stand in the table"]
     figure, _, unit = aim.partition(", %s ")
@@ -340,7 +338,7 @@ def _none_meets(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     missed = {place: max(miss.by for miss in sweep.misses(row)) for place, row in enumerate(rows)}
     least = min(missed.values())
     nearest = [rows[place] for place, by in missed.items() if by <= least * (1 + SAME)]
-    told = joined(_named(sweep, nearest))
+    told = joined(_named(nearest, sweep.keys))
     misses = sweep.promised(nearest[0]).all_misses(sweep.misses(nearest[0]))
     promise = sweep.promised(nearest[0]).promise()
     if len(rows) == 1:
@@ -457,14 +455,14 @@ def _together(sweep: Sweep, alike: Sequence[Mapping[str, Any]], is_all: bool, to
     if is_all:
         whose = "Both" if len(alike) == 2 else f"All {len(alike)}"
         return f"{whose} points have the same {told}, {why}."
-    return f"{joined(_named(sweep, alike))} share the highest {told}, {why}."
+    return f"{joined(_named(alike, sweep.keys))} share the highest {told}, {why}."
 
 
-def _named(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _named(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
     """What points are called, a single key once, and how many more there are."""
-    names = [code_name(row, sweep.keys) for row in rows[:_MAX_NAMED]]
-    if len(sweep.keys) == 1 and not any(is_word(row[sweep.keys[0]]) for row in rows):
-        names[1:] = [plain_text(row[sweep.keys[0]]) for row in rows[1:_MAX_NAMED]]
+    names = [code_name(row, keys) for row in rows[:_MAX_NAMED]]
+    if len(keys) == 1 and not any(is_word(row[keys[0]]) for row in rows):
+        names[1:] = [plain_text(row[keys[0]]) for row in rows[1:_MAX_NAMED]]
     return [*names, f"{len(rows) - _MAX_NAMED} more"] if len(rows) > _MAX_NAMED else names
 
 
@@ -505,9 +503,4 @@ def _with_interval(sweep: Sweep, row: Mapping[str, Any], figure: SummaryFigure) 
 
 def code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:
     """As `cbsim.studies.labels.point_name`, with names as code."""
-    return " with ".join(code_names(row, keys)) or "the experiment"
-
-
-def code_names(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """What a point is, a text for each of some keys, with names as code."""
-    return setting_names(row, keys, "`")
+    return " with ".join(setting_names(row, keys, "`")) or "the experiment"

@@ -8,10 +8,10 @@ from typing import Any
 from cbsim.results import metrics
 from cbsim.results.slo import joined
 from cbsim.show.reader_tables import COST, LATENCIES, SummaryFigure, latency, limited_figures, records
-from cbsim.show.sweep_text import code_names, common_rate
+from cbsim.show.sweep_text import common_rate
 from cbsim.show.text import MISSING, Table, certainty, format_figure, format_share, merged_notes
 from cbsim.studies.intervals import SAME
-from cbsim.studies.labels import plain_text, short_keys
+from cbsim.studies.labels import plain_text, setting_names, short_keys
 from cbsim.studies.tune.best_settings import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
 from cbsim.studies.tune.merit import GPU_HOURS, LATENCY, THROUGHPUT
 
@@ -49,7 +49,7 @@ def _answer(answer: TuneAnswer) -> str:
     rows = [row for row in records(answer.table) if row["state"] == "ran"]
     if best is None:
         return f"None of the {len(answer.table)} settings could run: {answer.table['error'].iloc[0]}"
-    names = code_names(best, answer.keys)
+    names = setting_names(best, answer.keys, "`")
     if not answer.is_met:
         if not best[THROUGHPUT]:
             return f"No request was served by any of {_tried(answer)}."

@@ -256,8 +256,7 @@ class NvidiaTables:
             "num_experts": experts.num_experts,
             "moe_ep_size": num_ranks,
         }
-        system = "gb200" if self.system == "gb300" else self.system
-        tables = self if system == self.system else self._of(system)
+        tables = self._of("gb200") if self.system == "gb300" else self
         for table in tables._all("comm", ("trtllm",), "trtllm_alltoall_perf"):
             for column, size in sizes.items():
                 table = table[table[column] == size]
@@ -510,9 +509,8 @@ def _table(path: Folder) -> pd.DataFrame:
 
 def _best(table: pd.DataFrame) -> pd.DataFrame:
     """Of each size the fastest timing."""
-    best: pd.DataFrame = (
-        table.groupby(["batch_size", "isl", "step", "backend"])["seconds"].min().reset_index()
-    )
+    by = ["batch_size", "isl", "step", "backend"]
+    best: pd.DataFrame = table.groupby(by)["seconds"].min().reset_index()
     return best
 
 
@@ -543,22 +541,19 @@ class GemmTable:
         chosen = table.groupby(["m", "n", "k"])["seconds"].agg(of_several)
         self.rows: list[int] = sorted(table["m"].unique().tolist())
         """The values of m."""
-        self._by_rows = {m: _by_widths(chosen[m].unstack("k").sort_index()) for m in self.rows}
+        tables = {m: chosen[m].unstack("k").sort_index() for m in self.rows}
+        self._by_rows = {
+            m: [np.asarray(part, np.float64) for part in (table.index, table.columns, table)]
+            for m, table in tables.items()
+        }
+        """Of each m the values of n, those of k, and the seconds at both, NaN where nothing was timed."""
 
     def seconds(self, m: int, n: float, k: float) -> float:
         """Seconds at a measured m and any n and k."""
         widths, depths, times = self._by_rows[m]
-        by_n = []
-        for row in times:
-            timed = ~np.isnan(row)
-            by_n.append(_line(k, depths[timed], row[timed]))
+        timed = ~np.isnan(times)
+        by_n = [_line(k, depths[known], row[known]) for row, known in zip(times, timed, strict=True)]
         return _line(n, widths, np.array(by_n))
-
-
-def _by_widths(table: pd.DataFrame) -> tuple[Floats, Floats, Floats]:
-    """The values of n, those of k, and the seconds at both, NaN where nothing was timed."""
-    widths, depths, times = (np.asarray(part, np.float64) for part in (table.index, table.columns, table))
-    return widths, depths, times
 
 
 def _line(at: float, knots: Floats, values: Floats) -> float:
