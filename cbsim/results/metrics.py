@@ -175,7 +175,6 @@ def summarize(
     makespan_s = max(0.0, float(log.end_s) - float(requests["arrival_s"][0])) if num_requests else 0.0
     if log.changes is not None and makespan_s:
         deployment = deployment.as_paid(log, float(requests["arrival_s"][0]), makespan_s)
-    replica_s = makespan_s * deployment.num_replicas_in_all
     answered = ~np.isnan(requests["first_token_at_s"])
     num_output_tokens = int(requests["num_generated_tokens"].sum())
     num_prompt_tokens = int(requests["num_prompt_tokens"][answered].sum())
@@ -197,10 +196,7 @@ def summarize(
         "num_steps": totals.work.num_steps,
         "num_preemptions": int(requests["num_preemptions"].sum()),
         "num_tokens_recomputed": log.num_tokens_recomputed,
-        "busy_fraction": _ratio(totals.busy_s, replica_s),
-        "mfu": mfu(totals, deployment, makespan_s),
-        "mbu": mbu(totals, deployment, makespan_s),
-        "kv_utilization": _kv_utilization(totals, replica_s),
+        **_use(totals, deployment, makespan_s),
         "prefix_hit_rate": _ratio(log.num_prompt_tokens_hit, log.num_prompt_tokens_queried),
         "simulation": {"cpu_s": None, "wall_s": None, **(simulation or {}), "metrics_cpu_s": None},
         "notes": [*notes, *limit_notes(promised, summary)],
@@ -254,16 +250,12 @@ def _pool_figures(log: RunLog, deployment: Deployment, makespan_s: float) -> dic
     for place, pool in enumerate(deployment.pools):
         alone = replace(pool, others=())
         totals = StepTotals.of(PoolSteps(log, place), alone)
-        replica_s = makespan_s * pool.num_replicas
         figures[pool.pool] = {
             "num_replicas": pool.num_replicas,
             "num_gpus": pool.num_gpus_in_all,
             "num_visits": int((of_visit == place).sum()),
             "num_steps": totals.work.num_steps,
-            "busy_fraction": _ratio(totals.busy_s, replica_s),
-            "mfu": mfu(totals, alone, makespan_s),
-            "mbu": mbu(totals, alone, makespan_s),
-            "kv_utilization": _kv_utilization(totals, replica_s),
+            **_use(totals, alone, makespan_s),
         }
     return figures
 
@@ -424,29 +416,24 @@ def _not_overlapped_s(steps: Mapping[str, Column]) -> Column:
     return alone_s
 
 
-def mfu(totals: StepTotals, deployment: Deployment, makespan_s: float) -> float | None:
-    """Model FLOP utilization: `StepWork.flop` of all steps / (makespan x peak FLOP/s of all GPUs at the dtype
-    of activations).
+def _use(totals: StepTotals, deployment: Deployment, makespan_s: float) -> Summary:
+    """How busy replicas were, idle time included.
 
-    Tokens computed again after a preemption count, padding doesn't. Idle time is in the makespan.
+    MFU, model FLOP utilization: `StepWork.flop` of all steps / (makespan x peak FLOP/s of all GPUs at the
+    dtype of activations); tokens computed again after a preemption count, padding doesn't. MBU, memory
+    bandwidth utilization: `StepWork.num_bytes` of all steps / (makespan x peak bytes/s of all GPUs); weights
+    and KV cache alone count, as in Databricks, "LLM Inference Performance Engineering", 2023. KV use: share
+    of the KV blocks taken, over the makespan and at its highest.
     """
-    return _ratio(totals.work.flop(deployment.model), makespan_s * deployment.flop_per_s)
-
-
-def mbu(totals: StepTotals, deployment: Deployment, makespan_s: float) -> float | None:
-    """Memory bandwidth utilization: `StepWork.num_bytes` of all steps / (makespan x peak bytes/s of all
-    GPUs).
-
-    Weights and KV cache alone count, as in Databricks, "LLM Inference Performance Engineering", 2023;
-    activations are left out. Idle time is in the makespan.
-    """
-    return _ratio(totals.work.num_bytes(deployment.model), makespan_s * deployment.memory_bytes_per_s)
-
-
-def _kv_utilization(totals: StepTotals, replica_s: float) -> dict[str, float | None]:
-    """Share of the KV blocks taken: over the makespan, idle time as none, and at its highest."""
-    highest = totals.max_kv_share if totals.work.num_steps or replica_s else None
-    return {"mean": _ratio(totals.kv_share_s, replica_s), "max": highest}
+    work, model = totals.work, deployment.model
+    replica_s = makespan_s * deployment.num_replicas_in_all
+    highest = totals.max_kv_share if work.num_steps or replica_s else None
+    return {
+        "busy_fraction": _ratio(totals.busy_s, replica_s),
+        "mfu": _ratio(work.flop(model), makespan_s * deployment.flop_per_s),
+        "mbu": _ratio(work.num_bytes(model), makespan_s * deployment.memory_bytes_per_s),
+        "kv_utilization": {"mean": _ratio(totals.kv_share_s, replica_s), "max": highest},
+    }
 
 
 def _kv_waste(log: RunLog, totals: StepTotals) -> dict[str, float | None]:

@@ -266,19 +266,17 @@ def _surety(result: Result) -> list[str]:
     interval, summary = result.summary.get("interval"), flatten(result.summary)
     if interval is None:
         return []
-    told, is_open = [], False
+    told = []
     for key, limit_s in result.promised.bounded_figures().items():
         name, _, statistic = key.partition(".")
         bounds = interval.get(name, {}).get(statistic)
         if bounds is None or summary.get(key) is None:
             continue
         low_s, high_s = bounds
-        is_straddled = low_s <= limit_s < high_s
-        is_open |= is_straddled
-        if is_straddled:
+        if low_s <= limit_s < high_s:
             told.append(f"{figure_name(key)} may be {format_seconds(low_s)} to {format_seconds(high_s)}")
     basis = f"{interval['basis']}, ± {interval['step_error_pct']:.2g}%"
-    if is_open:
+    if told:
         return [f"That is not sure: step times are {basis}, and {joined(told)} in truth."]
     return [f"The error of step times does not change that: they are {basis}."]
 
