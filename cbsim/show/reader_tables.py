@@ -197,9 +197,8 @@ _DISTRIBUTIONS = [latency(name) for name in ("queue_s", "ttft_s", "tpot_s", "itl
 
 def _kv_caches(figures: Mapping[str, Any]) -> list[SummaryFigure]:
     """What a replica's KV cache holds, pool by pool."""
-    keys = [key for key in figures if key.startswith("kv_cache_tokens.")] or [
-        f"kv_cache_tokens.{DEFAULT_POOL}"
-    ]
+    usual = [f"kv_cache_tokens.{DEFAULT_POOL}"]
+    keys = [key for key in figures if key.startswith("kv_cache_tokens.")] or usual
     of_pool = {key: "" if len(keys) == 1 else f" of {key.partition('.')[2]}" for key in keys}
     return [SummaryFigure(key, f"KV cache{pool} (tokens)") for key, pool in of_pool.items()]
 
@@ -211,22 +210,16 @@ def run_tables(result: Result) -> tuple[Table, ...]:
     """
     figures = flatten(result.summary)
     optional = {MET.key, FOUND_AGAIN.key, *(OF_REQUESTS if result.promised else ())}
-    left_out = {key for key in optional if figures.get(key) is None}
-    shown = [figure for figure in _SINGLE if figure.key not in left_out]
-    shown += _where_any([figures])
-    shown += [*_kv_caches(figures), *_LONGEST]
+    shown = [each for each in _SINGLE if each.key not in optional or figures.get(each.key) is not None]
+    shown += [*_where_any([figures]), *_kv_caches(figures), *_LONGEST]
     shown += [COST] if COST.key in figures else []
     rows = tuple((figure.title, figure.show(figures.get(figure.key))) for figure in shown)
     parts = ("mean", *QUANTILES, "max")
     latencies = tuple(
         (each.title, *(each.show(figures[f"{each.key}.{part}"]) for part in parts)) for each in _DISTRIBUTIONS
     )
-    pools = pool_tables({result.name: result})
-    return (
-        Table((result.name, ""), rows),
-        *pools,
-        Table(("latency", *parts), latencies, notes=_remarks(result)),
-    )
+    last = Table(("latency", *parts), latencies, notes=_remarks(result))
+    return (Table((result.name, ""), rows), *pool_tables({result.name: result}), last)
 
 
 def _where_any(runs: Iterable[Mapping[str, Any]]) -> list[SummaryFigure]:

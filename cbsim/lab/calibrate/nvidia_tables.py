@@ -223,14 +223,10 @@ class NvidiaTables:
         ]
         timed = sorted({1}.union(*(table["num_gpus"].tolist() for table in tables)))
         if num_gpus not in timed:
-            whole = self._in_one_node(num_gpus)
-            if whole:
+            if whole := self._in_one_node(num_gpus):
                 return whole.nccl(op, num_gpus)
-            allowed = ", ".join(map(str, timed))
-            what = op.replace("_", "-")
-            raise CalibrationError(
-                f"{self.system}: no {what} over {num_gpus} GPUs was timed; allowed: {allowed}"
-            )
+            told = f"no {op.replace('_', '-')} over {num_gpus} GPUs was timed"
+            raise CalibrationError(f"{self.system}: {told}; allowed: {', '.join(map(str, timed))}")
         newest = next(table for table in tables if num_gpus in set(table["num_gpus"]))
         return _line_of(newest.loc[newest["num_gpus"] == num_gpus], "message_size", scale=2)
 
@@ -288,8 +284,7 @@ class NvidiaTables:
                 f"timed{hint}"
             )
         usual = table["kernel_source"].mode().iloc[0]
-        table = table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"})
-        return _best(table)
+        return _best(table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"}))
 
     def _timed_attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
         table = self._read("attention", framework, f"{phase}_attention_perf")
