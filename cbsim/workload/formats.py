@@ -368,6 +368,8 @@ LOG_NAMES: dict[str, tuple[str, ...]] = {
     "token_ids": ("prompt_token_ids", "input_tok_ids", "input_ids"),
 }  # fmt: skip
 """What a log says of a request, and the columns that say it: cbsim's own names, vLLM's and others'."""
+LOG_NEEDS = ("arrival", "prompt_tokens", "output_tokens")
+"""Keys of `LOG_NAMES`: what a log must say to be a trace."""
 PROMPT_KINDS = {"hash_ids": IDS, "token_ids": TOKEN_IDS}
 """What may stand in the columns of `LOG_NAMES` that say what a prompt holds."""
 
@@ -380,7 +382,7 @@ def log_failures(output_tokens: str) -> Flags:
 def _log(names: Sequence[str]) -> Format | None:
     """A log of any server as a trace, if its columns have names that are known."""
     found = {what: next((name for name in known if name in names), None) for what, known in LOG_NAMES.items()}
-    arrival, prompt, output = (found[what] for what in ("arrival", "prompt_tokens", "output_tokens"))
+    arrival, prompt, output = (found[what] for what in LOG_NEEDS)
     if arrival is None or prompt is None or output is None:
         return None
     return Format(
@@ -436,6 +438,15 @@ def detect(names: Sequence[str], wanted: str | None, header_line: int, mistakes:
         )
         return None
     place = num_found.index(max(num_found))
+    usual = {name for what in LOG_NEEDS for name in LOG_NAMES[what]}
+    is_own = candidates[place].name == "cbsim"
+    if wanted is None and not is_own and usual >= set(needed[place]) & set(names):
+        # No mark of that format alone: a table of somebody's own.
+        lacks = [LOG_NAMES[what] for what in LOG_NEEDS if not set(LOG_NAMES[what]) & set(names)]
+        allowed = "; ".join(f"{known[0]} (or {', '.join(known[1:])})" for known in lacks)
+        problem = f"got columns {', '.join(names)}; missing: {allowed}, arrivals in seconds"
+        mistakes.add(header_line, 0, problem)
+        return None
     missing = [name for name in needed[place] if name not in names]
     spare = [name for name in names if name not in needed[place]]
     for name in missing:

@@ -170,7 +170,12 @@ def _int(low: int, high: int) -> Any:
     return Annotated[int, Strict(), Field(ge=low, le=high)]
 
 
-INSTANT = Kind("a time such as 2023-11-16 18:15:46.6805900", _read_instant, np.int64, at_once=_instants)
+INSTANT = Kind(
+    "a time such as 2023-11-16 18:15:46.6805900 (seconds: call the column arrival_s)",
+    _read_instant,
+    np.int64,
+    at_once=_instants,
+)
 """A date and time of day, UTC unless it names its offset: nanoseconds since 1970, int64."""
 TEXT = Kind("text", _read_text)
 """A name; whole numbers are taken as their digits: str objects, or None where it is left out."""

@@ -10,6 +10,7 @@ import zstandard
 
 from cbsim.base.errors import WorkloadError
 
+TIME = "a time such as 2023-11-16 18:15:46.6805900 (seconds: call the column arrival_s)"
 HEADER = "arrived_at,num_prefill_tokens,num_decode_tokens\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 CBSIM = "request_id,arrival_s,num_prompt_tokens,num_output_tokens,priority,deadline_s,prompt\n"
@@ -68,8 +69,8 @@ CASES = {
     "not an instant": (
         AZURE + "yesterday,5,6\n2023-02-30 00:00:00,5,6\n",
         [
-            "2: TIMESTAMP: got yesterday; allowed: a time such as 2023-11-16 18:15:46.6805900",
-            "3: TIMESTAMP: got 2023-02-30 00:00:00; allowed: a time such as 2023-11-16 18:15:46.6805900",
+            f"2: TIMESTAMP: got yesterday; allowed: {TIME}",
+            f"3: TIMESTAMP: got 2023-02-30 00:00:00; allowed: {TIME}",
         ],
     ),
     "missing column, near name": (
@@ -79,6 +80,13 @@ CASES = {
     "missing column": (
         "TIMESTAMP,x,ContextTokens\n",
         ["1: GeneratedTokens: missing column of format azure; got columns TIMESTAMP, x, ContextTokens"],
+    ),
+    "a table of somebody's own": (
+        "timestamp,prompt_tokens,output_tokens\n1,5,6\n",
+        [
+            "1: got columns timestamp, prompt_tokens, output_tokens; missing: arrival_s (or arrival_time, "
+            "arrival_ts, arrived_at), arrivals in seconds"
+        ],
     ),
     "unknown columns": ("a,b\n1,2\n", [f"1: got columns a, b; {FORMATS}"]),
     "a client of ServeGen": (
