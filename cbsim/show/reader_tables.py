@@ -339,9 +339,10 @@ _OF_POOL = (
 _OF_TRANSFERS = (
     SummaryFigure("num", "KV caches brought"),
     SummaryFigure("num_bytes", "GB in all", scale=1 / GIGA),
-    SummaryFigure("bytes_per_s", "GB/s, mean", scale=1 / GIGA),
+    SummaryFigure("bytes_per_s", "GB/s over the run", scale=1 / GIGA),
+    SummaryFigure("link_s", "mean on the link if alone there (ms)", scale=MS_PER_S),
     *(
-        SummaryFigure(f"transfer_s.{part}", f"transfer {part} (ms)", scale=MS_PER_S)
+        SummaryFigure(f"transfer_s.{part}", f"until a step's end finds it {part} (ms)", scale=MS_PER_S)
         for part in ("p50", "p99", "max")
     ),
     SummaryFigure("handed_over_s", "waits for room, mean (ms)", scale=MS_PER_S),
@@ -368,12 +369,17 @@ def pool_tables(results: Mapping[str, Result]) -> list[Table]:
             parts = result.summary.get("parts", {}).get("e2e_s", {}).get("mean", {})
             flat, makespan_s = flatten(moved) | parts, result.summary["makespan_s"]
             flat["bytes_per_s"] = moved["num_bytes"] / makespan_s if makespan_s else None
+            link = result.config["cluster"]["link"]
+            mean_s = moved["num_bytes"] / moved["num"] / (link["bandwidth_gb_s"] * GIGA)
+            flat["link_s"] = mean_s + link["latency_s"]
             transfers.append((label, *(each.show(flat.get(each.key)) for each in _OF_TRANSFERS)))
-    tables = [
-        (("pool", "role", "GPU", *(each.title for each in _OF_POOL)), pools),
-        (("run", *(each.title for each in _OF_TRANSFERS)), transfers),
-    ]
-    return [Table(header, tuple(rows)) for header, rows in tables if rows]
+    tables = []
+    if pools:
+        tables.append(Table(("pool", "role", "GPU", *(each.title for each in _OF_POOL)), tuple(pools)))
+    if transfers:
+        header = ("KV from pool to pool", *(each.title for each in _OF_TRANSFERS))
+        tables.append(Table(header, tuple(transfers)).transposed())
+    return tables
 
 
 def compare_points(table: pd.DataFrame, slo: Slo | None = None) -> Table:

@@ -73,7 +73,11 @@ def test_a_reader_sees_them(apart: tuple[Result, Path]) -> None:
         ("prompts", "prefill", "h200", "1", "1", "80"),
         ("answers", "decode", "h200", "2", "2", "80"),
     ]
-    assert transfers.rows[0][1] == "80"
+    shown = dict(transfers.rows)
+    assert shown["KV caches brought"] == "80"
+    moved, link = result.summary["kv_transfers"], result.config["cluster"]["link"]
+    alone_s = moved["num_bytes"] / 80 / (link["bandwidth_gb_s"] * 1e9) + link["latency_s"]
+    assert float(shown["mean on the link if alone there (ms)"]) == pytest.approx(alone_s * 1e3, rel=0.01)
     assert [row[0] for row in kv_table({"it": result}).rows] == ["it: prompts", "it: answers"]
     rows = {axes.get_ylabel() for axes in timeline({"it": result}).axes}
     assert rows == {"it: prompts", "it: answers", ""}
