@@ -487,7 +487,7 @@ def difference_table(comparison: Comparison, first: str, second: str) -> Table:
     for label, num_alone in ((first, comparison.num_only_first), (second, comparison.num_only_second)):
         if num_alone:
             paired += f", {num_alone:,} in {label} only"
-    header = ("", first, second, "change", "95% interval", "")
+    header = ("", first, second, "change", "95% interval", "is it clear?")
     return Table(header, rows, notes=(paired, *comparison.notes))
 
 
@@ -504,7 +504,7 @@ def _row(difference: Difference) -> tuple[str, ...]:
     change, low, high = (_signed(figure, value) for value in difference.change)
     interval = f"{low} to {high}" if difference.change.low == difference.change.low else "-"
     told = (figure.show(difference.first), figure.show(difference.second), change, interval)
-    return figure.title, *told, "" if difference.is_clear else "not clear"
+    return figure.title, *told, "yes" if difference.is_clear else "no"
 
 
 def _signed(figure: SummaryFigure, value: float) -> str:

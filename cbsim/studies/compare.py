@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from cbsim.results.metrics import QUANTILES, meets_slo
 from cbsim.results.result import Result
 from cbsim.results.slo import Slo
 from cbsim.studies.intervals import CONFIDENCE, Interval, Values, mean_of, quantile_of, resampled_intervals
+from cbsim.studies.labels import full_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 LATENCIES = ("ttft_s", "tpot_s", "max_itl_s", "e2e_s", "queue_s")
 """What is compared of each request, seconds."""
 WITHIN_SLO = "slo_attainment"
+MOST_TOLD = 6
+"""Settings that are told at most where two runs differ in more."""
 _RUNS = ("first", "second")
 STATISTICS: dict[str, Callable[[Values, Values], float]] = {
     "mean": mean_of,
@@ -88,7 +91,25 @@ def compare(first: Result, second: Result, *, seed: int = 0, confidence: float =
         for statistic, before, after in column.figures(np.ones(num_pairs))
     )
     only_first, only_second = (len(run.measured) - num_pairs for run in (first, second))
-    return Comparison(num_pairs, only_first, only_second, differences, tuple(pairs.notes()))
+    unlike = list(_unlike(first.config, second.config))
+    more = f", and {len(unlike) - MOST_TOLD} more" if len(unlike) > MOST_TOLD else ""
+    told = [f"settings that differ: {', '.join(unlike[:MOST_TOLD])}{more}"] if unlike else []
+    return Comparison(num_pairs, only_first, only_second, differences, (*told, *pairs.notes()))
+
+
+def _unlike(first: Mapping[str, Any], second: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Each setting that two runs have otherwise, with both; of parts of other types or names these alone."""
+    for key in dict.fromkeys((*first, *second)):
+        one, other = first.get(key), second.get(key)
+        if one == other or f"{within}{key}" == "name":
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            naming = next((name for name in ("type", "name") if one.get(name) != other.get(name)), None)
+            if naming is not None:
+                one, other = ({naming: part.get(naming)} for part in (one, other))
+            yield from _unlike(one, other, f"{within}{key}.")
+        else:
+            yield f"{within}{key} {full_text(one, [one])} and {full_text(other, [other])}"
 
 
 class _Column:

@@ -98,6 +98,7 @@ def test_what_cannot_be_paired_is_told() -> None:
     comparison = compare(result(log, SLO), result(changed))
     assert (comparison.num_pairs, comparison.num_only_first, comparison.num_only_second) == (49, 1, 1)
     assert comparison.notes == (
+        "settings that differ: slo.ttft_s 0.2 and None",
         "1 requests have answers of other lengths in the second run",
         "1 requests finished in the first run only",
         "the runs have different SLOs, and so no share within it to compare",
@@ -137,15 +138,24 @@ def test_the_table_says_what_is_not_clear() -> None:
     text = difference_table(compare(result(log), result(later(log, 0.25))), "old", "new").to_text()
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "+0.250" in lines["TTFT mean (s)"]
-    assert lines["queue mean (s)"].endswith("not clear")
+    assert lines["queue mean (s)"].endswith(" no")
     assert "50 requests in both runs" in text
+
+
+def test_settings_that_differ_are_told_and_of_other_parts_their_names_alone() -> None:
+    log = random_log(1)
+    ours = {"name": "a", "gpu": {"name": "h100", "memory_gib": 80}, "scheduler": {"type": "vllm", "n": 1}}
+    theirs = {"name": "b", "gpu": {"name": "h200", "memory_gib": 141}, "scheduler": {"type": "vllm", "n": 2}}
+    both = [dataclasses.replace(result(log), config=config | {"seed": 0}) for config in (ours, theirs)]
+    assert compare(*both).notes == ("settings that differ: gpu.name h100 and h200, scheduler.n 1 and 2",)
+    assert compare(both[0], both[0]).notes == ()
 
 
 def test_an_interval_that_is_not_known_is_clear_of_nothing() -> None:
     unknown = Difference("ttft_s", "mean", 2, 1.0, 1.5, Interval(0.5, math.nan, math.nan))
     assert not unknown.is_clear
     text = difference_table(Comparison(2, 0, 0, (unknown,), ()), "old", "new").to_text()
-    assert re.search(r"\+0\.500 +- +not clear", text)
+    assert re.search(r"\+0\.500 +- +no", text)
 
 
 def test_the_command_compares_folders(tmp_path: Path) -> None:
