@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from cbsim.base.paths import written_whole
@@ -36,11 +37,16 @@ def styled() -> AbstractContextManager[None]:
 
 @contextmanager
 def drawing(width_in: float, height_in: float) -> Iterator[Figure]:
-    """A figure of a size in inches that is drawn, within this context, in this style, without a window."""
+    """A figure of a size in inches that is drawn, within this context, in this style, without a window.
+
+    At its end everything has its place, in whichever format the figure is then saved.
+    """
     with styled():
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        figure = Figure(figsize=(width_in, height_in), dpi=_DPI)
         FigureCanvasAgg(figure)
         yield figure
+        if figure.axes:
+            ConstrainedLayoutEngine().execute(figure)
 
 
 def line_style(place: int) -> dict[str, str]:
