@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ def process_id(wait_s: float) -> int:
     """The process that a task runs in, after a while."""
     time.sleep(wait_s)
     return os.getpid()
+
+
+def garbage_threshold(_: int) -> int:
+    """How many objects are made in that process between two looks for garbage."""
+    return gc.get_threshold()[0]
 
 
 def hold_on(address: str) -> None:

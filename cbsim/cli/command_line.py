@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.garbage import collect_seldom
 from cbsim.base.units import format_count
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.standard_output import standard_output
@@ -113,6 +114,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """See `click.Group.invoke`."""
+        collect_seldom()
         # At its end Python would look through all objects for cycles, for 0.1 s.
         atexit.register(gc.freeze)
         try:

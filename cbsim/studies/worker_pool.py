@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.garbage import collect_seldom
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -173,6 +174,7 @@ def end_with_parent(stop: Connection | None = None) -> None:
 
     Or when that one closes its end of `stop`: then what is under way is told by a `SystemExit` first.
     """
+    collect_seldom()
     parent = multiprocessing.parent_process()
     assert parent is not None
     gone = parent.sentinel

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.garbage import MADE_BETWEEN
 from cbsim.results.result import load_run
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import GONE, SweepInterrupted, sweep
 from cbsim.studies.worker_pool import open_pool
-from tests.sweep_parts import process_id
+from tests.sweep_parts import garbage_threshold, process_id
 
 CONFIG = {
     "name": "even",
@@ -190,6 +191,8 @@ def test_a_pool_of_one_runs_here_and_goes_on_after_an_error():
 
 def test_a_pool_kept_open_keeps_its_processes_until_one_is_lost():
     with open_pool(2).kept_open() as pool:
+        (threshold,) = pool.run_all(garbage_threshold, [0])
+        assert threshold.answer == MADE_BETWEEN
         first = {outcome.answer for outcome in pool.run_all(process_id, [0.1] * 4)}
         assert {outcome.answer for outcome in pool.run_all(process_id, [0.1] * 4)} <= first
         (lost,) = pool.run_all(os._exit, [9])
