@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 import os
 import signal
@@ -115,8 +113,6 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """See `click.Group.invoke`."""
         collect_seldom()
-        # At its end Python would look through all objects for cycles, for 0.1 s.
-        atexit.register(gc.freeze)
         try:
             if _is_main() and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `cbsim.__main__`
                 signal.signal(signal.SIGINT, signal.default_int_handler)
