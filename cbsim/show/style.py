@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,3 +122,8 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
             figure.savefig(partial, format=suffix[1:], dpi=_DPI, metadata=metadata)
         written.append(target)
     return written
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[str]:
+    """Save figures by the names of their files; returns the names of the PNG files."""
+    return [save_figure(figure, folder / stem)[0].name for stem, figure in figures.items()]

@@ -77,13 +77,15 @@ def sweep(
     cluster: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[[SweepProgress], None] | None = None,
+    pool_of: Callable[[int], Pool] | None = None,
 ) -> pd.DataFrame:
     """Run every point of an experiment's `sweep:` and return the table, a row a point.
 
     Columns: the swept keys under their dotted names, the flattened summary (`ttft_s.p99`, timings of the
     simulation left out), `point` (folder under `out/points`) and `error` (null for a point that ran). Points
     run in this process, on `workers` spawned ones, or on the dask cluster at the address `cluster`, whose
-    workers must see the same files; the table is the same to the byte. `out`, else `runs/<name>` (with a hash
+    workers must see the same files, or, instead of either, on the pool that `pool_of` gives for so many; the
+    table is the same to the byte. `out`, else `runs/<name>` (with a hash
     behind it if the experiment isn't a file as it stands), keeps the run folders and the table as `table.csv`
     and `table.parquet`; points that are there already are not run
     again, so that a killed sweep resumes; damaged ones are. Where another sweep was in `out`, its runs stay,
@@ -102,7 +104,8 @@ def sweep(
     check_target(folder, "sweep")
     points = plan_points(experiment, folder)
     try:
-        errors = _run_missing(points, workers, cluster, progress or (lambda _: None))
+        pool_of = pool_of or (lambda num_points: open_pool(min(workers, num_points), cluster))
+        errors = _run_missing(points, pool_of, progress or (lambda _: None))
     except KeyboardInterrupt:
         kept = f"{sum(is_whole_run(point.folder) for point in points)} of {len(points)} points"
         raise SweepInterrupted(f"{kept} kept in {folder}; the same call goes on") from None
@@ -213,7 +216,7 @@ def _remove_drawn_of_others(table: pd.DataFrame, folder: Path) -> None:
 
 
 def _run_missing(
-    points: Sequence[Point], workers: int, cluster: str | None, progress: Callable[[SweepProgress], None]
+    points: Sequence[Point], pool_of: Callable[[int], Pool], progress: Callable[[SweepProgress], None]
 ) -> dict[str, str]:
     """Run the points that have no whole run yet, equal ones once; returns the errors by key."""
     there: list[Point] = []
@@ -229,8 +232,7 @@ def _run_missing(
     if not missing:
         return errors
     began = time.perf_counter()
-    pool = open_pool(min(workers, len(missing)), cluster)
-    for point, error in _outcomes(pool, list(missing.values()), there):
+    for point, error in _outcomes(pool_of(len(missing)), list(missing.values()), there):
         elapsed_s = time.perf_counter() - began
         state = replace(state, num_done=state.num_done + 1, elapsed_s=elapsed_s, error=None)
         if error is None:

@@ -56,8 +56,11 @@ def test_what_was_drawn_of_another_sweep_goes() -> None:
 
 
 def test_the_same_sweep_again_keeps_what_was_drawn_of_it() -> None:
-    run_sweep("--set", "sweep.seed=[0, 1]")
+    run_sweep("--set", "sweep.seed=[0, 1]", "--workers", "2")
     before = names()
+    by_workers = {name: (Path("out") / name).read_bytes() for name in before - {"points"}}
+    run_sweep("--set", "sweep.seed=[0, 1]")
+    assert {name: (Path("out") / name).read_bytes() for name in names() - {"points"}} == by_workers
     assert {path.name for path in drawn_from_sweep(Path("out"))} == before - KEPT
     assert {"timeline.png", "timeline.svg", "intervals.csv"} <= before
     run_sweep("--set", "sweep.seed=[0, 1]", "--no-plots")

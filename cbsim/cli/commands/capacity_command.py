@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from cbsim.cli.commands import arguments as args
-from cbsim.cli.commands.run_command import draw
 from cbsim.cli.progress import counted, watch_study
 from cbsim.show.capacity_text import capacity_table, sentence
 from cbsim.show.text import print_answer
@@ -55,8 +54,9 @@ def capacity(
     written = ["capacity.json", "curve.csv", "curve.parquet", "points/"]
     if plots:
         from cbsim.show.capacity_plot import capacity_bars, rate_picture
+        from cbsim.show.style import save_figures
 
-        written += draw({"curve": rate_picture(answer), "capacity": capacity_bars(answer)}, folder)
+        written += save_figures({"curve": rate_picture(answer), "capacity": capacity_bars(answer)}, folder)
     if as_json:
         args.print_json(to_json(answer))
         return

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +16,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import counted, watch_run, watch_study
 from cbsim.results.output import check_run_target, other_points
-from cbsim.results.result import Result, hash_mapping, load_run
+from cbsim.results.result import hash_mapping
 from cbsim.show.reader_tables import compare_points, point_labels, run_answer, run_tables
 from cbsim.show.sweep_text import Sweep, replicate_table, sentence
 from cbsim.show.text import format_figure, print_answer
@@ -22,9 +26,12 @@ from cbsim.studies.labels import full_text
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import Point, SweepProgress, save_table
 from cbsim.studies.sweep import sweep as run_sweep
+from cbsim.studies.worker_pool import Pool, open_pool
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+MOST_DRAWN = 6
+"""Points whose runs are drawn unless asked for."""
+PICTURES = "cbsim.show.run_pictures"
+"""Takes half a second to import."""
 
 
 @args.command()
@@ -64,7 +71,9 @@ def run(
         for note in write_timeline(result, folder / "timeline.json.gz"):
             click.echo(f"timeline: {note}", err=True)
     if plots:
-        draw(_run_pictures({experiment.name: result}, experiment), folder)
+        from cbsim.show.run_pictures import draw_runs
+
+        draw_runs({experiment.name: result}, experiment.slo.limits(), folder)
     if as_json:
         args.print_json(result.summary)
         return
@@ -103,24 +112,30 @@ def _run_points(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from cbsim.show.sweep_plot import sweep_pictures
-
     folder = out or Path("runs") / experiment.name
-    with watch_study(quiet, "planning the points", _counts, failure=_failure) as progress:
-        table = run_sweep(experiment, folder, workers, cluster, progress=progress)
-    ran = table["error"].isna()
-    if not ran.any():
-        problems = [line for error in table["error"] for line in str(error).splitlines()]
-        raise CbsimError(*dict.fromkeys(problems), f"none of the {len(table)} points could run")
-    written = ["table.csv", "table.parquet", "points/"]
-    if plots or (plots is None and ran.sum() <= 6):
-        points = zip(point_labels(table), table["point"], ran, strict=True)
-        runs = {label: load_run(folder / "points" / point) for label, point, did_run in points if did_run}
-        written += draw(_run_pictures(runs, experiment), folder)
-    sweep = Sweep.of(table, experiment.slo.limits(), experiment.resolved())
+    limits = experiment.slo.limits()
+    with _Workers(workers, cluster, plots) as helpers:
+        with watch_study(quiet, "planning the points", _counts, failure=_failure) as progress:
+            tell = partial(helpers.tell, progress)
+            table = run_sweep(experiment, folder, progress=tell, pool_of=helpers.pool_of)
+        ran = table["error"].isna()
+        if not ran.any():
+            problems = [line for error in table["error"] for line in str(error).splitlines()]
+            raise CbsimError(*dict.fromkeys(problems), f"none of the {len(table)} points could run")
+        written = ["table.csv", "table.parquet", "points/"]
+        if plots or (plots is None and ran.sum() <= MOST_DRAWN):
+            from cbsim.show.run_pictures import draw_points
+
+            points = dict(zip(point_labels(table[ran]), table["point"][ran], strict=True))
+            with helpers.executor() as executor:
+                written += draw_points(points, limits, folder, executor)
+    sweep = Sweep.of(table, limits, experiment.resolved())
     if plots is not False:
+        from cbsim.show.style import save_figures
+        from cbsim.show.sweep_plot import sweep_pictures
+
         pictures = sweep_pictures(sweep, experiment.name)
-        written += draw({stem: picture.figure for stem, picture in pictures.items()}, folder)
+        written += save_figures({stem: picture.figure for stem, picture in pictures.items()}, folder)
     told = compare_points(table, sweep.slo)
     if has_replicates(table[ran]):
         save_table(sweep.points, folder, "intervals")
@@ -138,6 +153,37 @@ def _run_points(
         click.echo(f"{folder / 'points'} also keeps {former}, which no table or picture here shows", err=True)
     if not ran.all():
         raise click.exceptions.Exit(1)
+
+
+class _Workers(ExitStack):
+    """The processes that points go to; one that has no more of them helps to draw."""
+
+    def __init__(self, num_workers: int, cluster: str | None, plots: bool | None) -> None:
+        super().__init__()
+        self._num_workers, self._cluster, self._plots = num_workers, cluster, plots
+        self._kept: Pool | None = None
+
+    def pool_of(self, num_points: int) -> Pool:
+        """Where so many points run. While they do, this process imports what it will need."""
+        pool = open_pool(min(self._num_workers, num_points), self._cluster)
+        if self._cluster is None and pool.max_in_flight > 1 and self._plots is not False:
+            pool = self._kept = self.enter_context(pool.kept_open())
+            threading.Thread(target=import_module, args=[PICTURES], daemon=True).start()
+        return pool
+
+    def tell(self, progress: Callable[[SweepProgress], None] | None, state: SweepProgress) -> None:
+        """Pass on how far the sweep is; where but one point is left, a worker that has none gets ready."""
+        if progress is not None:
+            progress(state)
+        is_drawn = self._plots or state.num_points <= MOST_DRAWN
+        if is_drawn and state.num_reused + state.num_done == state.num_points - 1:
+            with suppress(BrokenExecutor), self.executor() as executor:
+                if executor is not None:
+                    executor.submit(import_module, PICTURES)
+
+    def executor(self) -> AbstractContextManager[Executor | None]:
+        """What runs in these processes, if there are any."""
+        return self._kept.open_executor() if self._kept else nullcontext()
 
 
 def _counts(state: SweepProgress) -> str:
@@ -162,18 +208,3 @@ def _failure(state: SweepProgress) -> str:
 def _swept(point: Point) -> str:
     """The values of a point; of sections their types or names, if they have one."""
     return ", ".join(f"{key}={full_text(value, [value])}" for key, value in point.swept.items())
-
-
-def _run_pictures(runs: Mapping[str, Result], experiment: Experiment) -> dict[str, Figure]:
-    from cbsim.show.latency_plot import latency_cdfs
-    from cbsim.show.timeline_plot import timeline, utilization
-
-    cdfs = latency_cdfs(runs, experiment.slo.limits())
-    return {"latency_cdfs": cdfs, "timeline": timeline(runs), "utilization": utilization(runs)}
-
-
-def draw(figures: Mapping[str, Figure], folder: Path) -> list[str]:
-    """Save figures as PNG and SVG; returns the names of the PNG files."""
-    from cbsim.show.style import save_figure
-
-    return [save_figure(figure, folder / stem)[0].name for stem, figure in figures.items()]

@@ -9,7 +9,6 @@ import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import arguments as args
-from cbsim.cli.commands.run_command import draw
 from cbsim.cli.progress import counted, watch_study
 from cbsim.show.text import print_answer
 from cbsim.show.tune_text import tune_sentence, tune_table
@@ -52,10 +51,11 @@ def tune(
         raise CbsimError(*problems, f"none of the {len(answer.table)} settings could run")
     written = ["table.csv", "table.parquet", "tune.json", BEST_YAML, "points/"]
     if plots:
+        from cbsim.show.style import save_figures
         from cbsim.show.tune_plot import tune_pictures
 
         pictures = tune_pictures(answer)
-        written += draw({stem: picture.figure for stem, picture in pictures.items()}, folder)
+        written += save_figures({stem: picture.figure for stem, picture in pictures.items()}, folder)
     if as_json:
         args.print_json(to_json(answer))
         return
