@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -257,6 +256,8 @@ def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes:
         lines = [line for row, line in enumerate(numbers) if row not in odd]
     cells = {name: read.column(name).combine_chunks() for name in columns}
     if b"'" in block.data:
+        import pyarrow.compute as pc
+
         cells = {name: pc.replace_substring_regex(cell, ESCAPED, r"\1") for name, cell in cells.items()}
     return TableChunk(cells, lines)
 

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, Strict, TypeAdapter
 
@@ -240,7 +239,7 @@ def _cast(array: pa.Array, *kinds: pa.DataType) -> NDArray[Any] | None:
         return None
     try:
         for kind in kinds:
-            array = pc.cast(array, kind)
+            array = array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
     return np.from_dlpack(array)
