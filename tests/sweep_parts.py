@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Client
@@ -44,6 +45,15 @@ def process_id(wait_s: float) -> int:
 def garbage_threshold(_: int) -> int:
     """How many objects are made in that process between two looks for garbage."""
     return gc.get_threshold()[0]
+
+
+IMPORTED_BEFORE = frozenset(sys.modules)
+"""Modules that were there before this one."""
+
+
+def where_it_runs(name: str) -> tuple[str | None, bool]:
+    """The file of a package there, and whether all of sweeps was imported before the task came."""
+    return sys.modules[name].__file__, "cbsim.studies.sweep" in IMPORTED_BEFORE
 
 
 def hold_on(address: str) -> None:

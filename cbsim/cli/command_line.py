@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -53,6 +54,9 @@ INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
 TRUST_FLAGS = ("--plugins", "--no-plugins")
 """Options of all commands, which may stand anywhere on the line."""
+SEVERAL_WORKERS = re.compile(r"--workers[ =](?!1\b)\d")
+OWN_PROCESS = object()
+"""The `click.Context.obj` of a command that is run as a program."""
 LOOKS_ON = ("check", "compare", "report", "workload")
 """Commands that only look at what somebody may have sent: they run no `module:Class` unless told to."""
 POSIX_MODULES = ("resource", "termios")
@@ -102,8 +106,16 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Group.parse_args`; options on trust may stand behind the command too."""
         end = args.index("--") if "--" in args else len(args)
+        if ctx.obj is OWN_PROCESS and SEVERAL_WORKERS.search(" ".join(args[:end])):
+            from cbsim.studies.worker_pool import start_server
+
+            start_server()
         moved = [arg for arg in args[:end] if arg in TRUST_FLAGS]
         return super().parse_args(ctx, [*moved, *(a for a in args[:end] if a not in moved), *args[end:]])
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        """See `click.Group.__call__`: a whole process is this command's."""
+        return super().__call__(*arguments, obj=OWN_PROCESS, **settings)
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         """See `click.Group.main`; standard output may be of any kind."""

@@ -11,11 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cbsim.base.errors import CbsimError
@@ -135,8 +136,10 @@ def open_pool(num_workers: int = 1, cluster: str | None = None) -> Pool:
 
 @contextmanager
 def spawned(num_workers: int) -> Iterator[Executor]:
-    """Spawned processes, which end with this block: at once if an exception leaves it."""
-    context = multiprocessing.get_context("spawn")
+    """Processes, spawned or from a server that was started, which end with this block: at once if an
+    exception leaves it.
+    """
+    context = multiprocessing.get_context("forkserver" if _SERVED.is_set() else "spawn")
     stop, is_wanted = context.Pipe(duplex=False)
     with stop, is_wanted, _Deaf(num_workers, context, end_with_parent, (stop,)) as executor:
         try:
@@ -146,6 +149,35 @@ def spawned(num_workers: int) -> Iterator[Executor]:
         except BaseException:
             is_wanted.close()
             raise
+
+
+_SERVED = threading.Event()
+"""Whether this process has a server that forks its workers."""
+
+
+def start_server() -> None:
+    """Have a process import what runs need, while this one does so: its forks are this process's workers.
+
+    It ends with this process, which must be a command's own: a process has one server for all that it starts.
+    Without it, as where there are no such servers or forks are not safe, each worker imports for itself.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # This unblocks signals.
+    multiprocessing.set_forkserver_preload(["cbsim.cli", "cbsim.studies.sweep"])
+    former = dict(os.environ)
+    # The server must find the modules that this process finds, whatever lies in the current folder.
+    found_at = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    os.environ.update(PYTHONPATH=found_at, PYTHONSAFEPATH="1")
+    try:
+        with suppress(OSError), born_deaf():
+            forkserver.ensure_running()
+            _SERVED.set()
+    finally:
+        os.environ.clear()
+        os.environ.update(former)
 
 
 class _Deaf(ProcessPoolExecutor):

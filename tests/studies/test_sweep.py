@@ -104,7 +104,7 @@ def test_a_failing_point_is_told_and_the_others_go_on(tmp_path):
     states = []
     table = sweep(BREAKING, out=tmp_path, progress=states.append)
     assert table["error"].isna().tolist() == [True, True, False, False]
-    told = "ZeroDivisionError: a bug in a plug-in (sweep_parts.py:28)"
+    told = "ZeroDivisionError: a bug in a plug-in (sweep_parts.py:29)"
     assert table["error"][2] == f"workload Even failed at 0 s: {told}"
     assert math.isnan(table["ttft_s.p99"][2])
     assert table["num_finished"].tolist() == [20, 20, pd.NA, pd.NA]
