@@ -187,7 +187,12 @@ def _draw_column(
         mean = np.divide(mean, there, out=np.zeros_like(mean), where=there > 0)
     if len(binned) == 1:
         axes.stairs(binned[0][1], edges_s, fill=True, color=color, alpha=0.22, linewidth=0)
-    axes.stairs(mean, edges_s, color=color, linewidth=0.9, baseline=None)
+    axes.plot(*outline(mean, edges_s), color=color, linewidth=0.9)
+
+
+def outline(values: Column, edges: Column) -> tuple[Column, Column]:
+    """Places and heights of a line over bins, which is quicker to draw than matplotlib's own stairs."""
+    return np.repeat(edges, 2)[1:-1], np.repeat(values, 2)
 
 
 def _draw_share(
@@ -199,7 +204,7 @@ def _draw_share(
     there = num_there(result, steps, edges_s)
     total = np.sum([mean for mean, _ in binned_steps(steps, share, edges_s)], axis=0)
     average = np.divide(total, there, out=np.zeros_like(total), where=there > 0)
-    axes.stairs(average, edges_s, color=color, linewidth=0.9, baseline=None)
+    axes.plot(*outline(average, edges_s), color=color, linewidth=0.9)
     axes.axhline(float(total.sum() / there.sum()), color=color, linewidth=0.9, linestyle="--")
     axes.set_xlim(0, edges_s[-1])
 

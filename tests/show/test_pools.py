@@ -135,7 +135,7 @@ def test_pictures_and_timeline_of_a_pool_that_grows(tmp_path: Path) -> None:
     figure, *_ = run_tables(result)
     assert any(row[0] == "replicas of all, mean" for row in figure.rows)
     for axes, name in zip(utilization({"it": result}).axes, ("mfu", "mbu"), strict=True):
-        (dashed,) = axes.get_lines()
+        _, dashed = axes.get_lines()
         assert dashed.get_ydata()[0] == pytest.approx(figures[name], rel=0.02)
     edges_s = np.array([0.0, 0.5, 1.0, 1.5, 2.5])
     assert num_there(result, result.steps, edges_s)[:3].tolist() == [1.0, 1.0, 3.0]
