@@ -34,6 +34,7 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP) --editable .
+	@$(BIN)/python -m compileall -q cbsim
 	@touch $@
 
 $(TESTED): $(VENV)/.created pyproject.toml constraints.txt
