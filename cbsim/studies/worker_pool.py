@@ -185,7 +185,21 @@ class _Deaf(ProcessPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with born_deaf():
-            return super().submit(fn, *args, **kwargs)
+            return super().submit(_carry_out, fn, *args, **kwargs)
+
+
+_BUSY, _UNWANTED = threading.Event(), threading.Event()
+"""Whether this process, a worker, carries out a task, and whether its parent wants no more of them."""
+
+
+def _carry_out(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if _UNWANTED.is_set():
+        sys.exit(1)
+    _BUSY.set()
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        _BUSY.clear()
 
 
 @contextmanager
@@ -213,7 +227,10 @@ def end_with_parent(stop: Connection | None = None) -> None:
 
     def wait_and_end() -> None:
         if gone not in connection.wait([gone, *([stop] if stop else [])]):
-            _thread.interrupt_main()
+            _UNWANTED.set()
+            # One that waits for a task hears that there are no more; half a task read would puzzle others.
+            if _BUSY.is_set():
+                _thread.interrupt_main()
             connection.wait([gone], GRACE_S)
         os._exit(1)
 

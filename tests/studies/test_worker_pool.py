@@ -42,6 +42,25 @@ def test_workers_end_with_their_parent(tmp_path: Path, ended_by: signal.Signals,
     assert told.count("Traceback") == (ended_by == signal.SIGINT)  # the study's own, and no worker's
 
 
+UNWANTED = """
+from contextlib import suppress
+
+from cbsim.studies.worker_pool import open_pool, start_server
+from tests.sweep_parts import process_id
+
+start_server()
+for _ in range(4):
+    with suppress(KeyError), open_pool(2).kept_open() as pool:
+        list(pool.run_all(process_id, [0.05] * 2))
+        raise KeyError
+"""
+
+
+def test_workers_without_a_task_are_ended_without_a_word() -> None:
+    ran = subprocess.run([sys.executable, "-c", UNWANTED], capture_output=True, text=True, check=True)
+    assert not ran.stderr
+
+
 SERVED = """
 import os, signal, time
 import cbsim
