@@ -50,7 +50,7 @@ class Record:
         self._pieces: dict[tuple[str, str], list[Array | Constant | Stored]] = {each: [] for each in names}
         self._fresh: dict[tuple[str, str], list[Array]] = {each: [] for each in names}
         """What came after those pieces."""
-        self._fresh_bytes = self._held_bytes = 0
+        self._fresh_bytes = self._held_bytes = self._num_spooled = 0
         self._file: BinaryIO | None = None
 
     def take(self, log: Log) -> None:
@@ -127,11 +127,11 @@ class Record:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="cbsim-")  # noqa: SIM115 - lives as long as this
         for pieces in self._pieces.values():
-            for place, piece in enumerate(pieces):
+            for place, piece in enumerate(pieces[self._num_spooled :], self._num_spooled):
                 if isinstance(piece, np.ndarray):
                     pieces[place] = Stored(len(piece), piece.dtype, self._file.seek(0, 2))
                     self._file.write(piece.data)
-        self._held_bytes = 0
+        self._held_bytes, self._num_spooled = 0, self.num_pieces - 1
 
     def _loaded(self, piece: Array | Constant | Stored) -> Array:
         if isinstance(piece, np.ndarray):
