@@ -84,7 +84,12 @@ class Bound:
     @cached_property
     def key(self) -> str:
         """A hash of the code of every function that takes part, their constants, and versions."""
-        return (_key_of if all(map(_is_own, self.functions)) else _key_of.__wrapped__)(self.functions)
+        return (_key_of if self.is_own else _key_of.__wrapped__)(self.functions)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether all functions that take part are cbsim's."""
+        return all(map(_is_own, self.functions))
 
     def other(self, function: Callable[..., Any]) -> Bound:
         """Another function in which the same names stand for the same functions."""

@@ -118,17 +118,21 @@ def config_records(several: Sequence[Numbers]) -> Array:
     return configs
 
 
-def new_requests(num_requests: int, first: int = 0) -> Array:
-    """Records of requests that have not arrived yet, from row `first` on."""
-    requests = np.zeros(num_requests, layout.REQUEST)
-    requests["index"] = np.arange(first, first + num_requests)
-    requests["state"] = layout.WAITING
-    requests["deadline_s"] = np.inf
+def new_planned(num_requests: int) -> Array:
+    """What is fixed of requests of which nothing is known yet."""
+    planned = np.zeros(num_requests, layout.PLANNED)
+    planned["deadline_s"], planned["affinity"] = np.inf, NOBODY
+    return planned
+
+
+def make_requests(rows: Array, first: int = 0) -> None:
+    """Make of zeros the records of requests that have not arrived yet, those of row `first` and on."""
+    rows["index"] = np.arange(first, first + len(rows))
+    rows["state"] = layout.WAITING
     for name in ("first_scheduled_at_s", "first_token_at_s", "last_token_at_s", "max_itl_s"):
-        requests[name] = np.nan
-    for name in ("replica", "slot", "first_decode", "last_decode", "affinity", "previous", "next_visit"):
-        requests[name] = NOBODY
-    return requests
+        rows[name] = np.nan
+    for name in ("replica", "slot", "first_decode", "last_decode", "previous", "next_visit"):
+        rows[name] = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +238,15 @@ def new_cluster(
     log_rows: int | None = None,
     turns: Array | None = None,
 ) -> World:
-    """A world of pools of replicas in which nothing has happened.
+    """A world of pools of replicas in which nothing has happened, and whose records of requests are not made.
 
+    `requests` has a `PLANNED` for each.
     `routers` are those of each stage; requests come to the first `num_entries` replicas (all), and with two
     stages are handed over to the others, over the `link`. `changes`: nothing does without. `segments` are
     needed for prefix caching, `extras` and `acceptance` for speculation and connectors (see
-    `layout.Replica`). `num_clients` 0 makes an open loop. With `turns`, needed for two stages, the requests
-    are planned ones (see `layout.World`), and the world's own come to be as they are sent. Two worlds share
-    no array but `requests` and costs, if both are given the same.
+    `layout.Replica`). `num_clients` 0 makes an open loop. With `turns`, needed for two stages, requests come
+    to be as they are sent (see `layout.World.planned`). Two worlds share no array but `requests` and costs,
+    if both are given the same.
     """
     configs = config_records([{**DEFAULT_CONFIG, **parts.config} for parts in pools])
     place_of = [place for place, parts in enumerate(pools) for _ in range(parts.num_replicas)]
@@ -288,18 +293,17 @@ def new_cluster(
     own["num_nodes"] = num_requests
     users = np.zeros((R, int(requests["user_number"].max(initial=0)) + 1), layout.USER)
     users["head"] = NOBODY
-    planned, planned_extras, starts = np.zeros(0, layout.PLANNED), new_extras(0), np.zeros(0, "i4")
-    sent, sent_extras = requests, extras
+    planned, planned_extras, starts = new_planned(0), new_extras(0), np.zeros(0, "i4")
+    sent, sent_extras = np.zeros(len(requests), layout.REQUEST), extras
     if turns is not None:
-        planned, sent = np.zeros(len(requests), layout.PLANNED), new_requests(len(requests) * num_visits)
-        for name in layout.PLANNED.names or ():
-            planned[name] = requests[name]
+        planned, sent = requests, np.zeros(len(requests) * num_visits, layout.REQUEST)
         if extras is not None:
-            planned_extras, sent_extras = extras, new_extras(len(sent))
+            planned_extras, sent_extras = extras, np.zeros(len(sent), layout.EXTRA)
         starts = np.setdiff1d(np.arange(len(turns)), turns["next"]).astype("i4")
     heap = np.zeros(max(num_clients, len(starts), 1) * len(routers), layout.CLIENT)
     heap["order"], heap["row"], heap["visit"] = np.arange(len(heap)), NOBODY, NOBODY
     clients = {
+        "num_made": NOBODY,
         "is_closed": num_clients > 0,
         "is_planned": turns is not None,
         "size": num_clients,

@@ -16,6 +16,7 @@ from cbsim.core import layout
 from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, STEP_END
 from cbsim.core.layout import World, with_replicas
 from cbsim.core.record import Record
+from cbsim.core.request_rows import RequestRows
 
 Progress = Callable[[int, float], None]
 """Called now and then with the number of requests that have arrived and the simulated time, seconds."""
@@ -58,17 +59,20 @@ def drive(
     world: World,
     bound: Bound,
     record: Record,
+    rows: RequestRows,
     *,
     is_compiled: bool,
     until_s: float = inf,
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Run a world of arrays to its end or to an instant; what came of it is in the arrays at either speed.
+    """Run a world of arrays to its end or to an instant; `rows` are those of its requests.
 
+    What came of it is in the record and in the arrays, at either speed; of many requests in the record alone.
     Raises `RuleFault`, and what the watch does. Without a `watch` the world must be `UNWATCHED`.
     """
     end = len(world.requests)
+    rows.make()
     as_run = world if is_compiled else interpreted(world)
     run = (
         bound.compiled.bound_to(world, end, until_s)
@@ -84,11 +88,15 @@ def drive(
             _empty_log(as_run, record, progress)
             if status == FAULT:
                 raise _fault(as_run)
+            if world.clients["num_sent"] == world.clients["num_made"]:
+                rows.write_down(record)
+                rows.make()
         _empty_log(as_run, record, progress)
     finally:
         if as_run is not world:
             write_back(as_run, world)
-    _close_decodes(world, record)
+    _close_decodes(rows.sent, record)
+    rows.write_down(record, has_ended=True)
     record.close()
 
 
@@ -123,9 +131,9 @@ def write_back(objects: World, world: World) -> None:
         world.clients[name] = getattr(objects.clients, name)
 
 
-def _close_decodes(world: World, record: Record) -> None:
+def _close_decodes(requests: Any, record: Record) -> None:
     """Write down the runs of decodes of requests that were still decoding when the run was stopped."""
-    left = world.requests[world.requests["last_decode"] != layout.NOBODY]
+    left = requests[requests["last_decode"] != layout.NOBODY]
     rows = np.zeros(len(left), layout.DECODES_ROW)
     for name, of in (
         ("replica", "replica"),

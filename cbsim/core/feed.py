@@ -1,8 +1,8 @@
 """Feeding a world: traces and clients, through routers, from one thing that somebody sees to the next.
 
-`run` goes on until the requests are all done, `until_s` is reached, or the log is full; Python then takes
-what was written and calls it again. Where somebody watches it returns at all that he hears of, too. It never
-calls back, allocates or raises.
+`run` goes on until the requests are all done, `until_s` is reached, the log is full, or all that have a
+record are sent; Python then takes what was written, makes more records and calls it again. Where somebody
+watches it returns at all that he hears of, too. It never calls back, allocates or raises.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from cbsim.core.routing import break_promise, choose, choose_partner, routed
 from cbsim.core.transfers import num_rows_of_transfers
 
 FULL, DONE, FAULT, ARRIVAL, DECISION, STEP_END = range(6)
-"""Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not; where
-somebody watches also that a request arrived, the scheduler decided something, a step ended."""
+"""Why `run` returned: the log must be emptied or records be made, nothing more will happen, a rule did what
+it must not; where somebody watches also that a request arrived, the scheduler decided something, a step
+ended."""
 UNHEARD = -1
 """Nothing happened that anybody hears of."""
 
@@ -65,7 +66,7 @@ def run(world: Any, end: int, until_s: float) -> int:
     changes = world.agenda.is_open != 0
     is_in_order = hears_answers(clients) or clients.watched != 0 or clients.has_ranks != 0 or changes
     work = -num_replicas  # So that something happens, however many there are.
-    while work < MAX_WORK:
+    while work < MAX_WORK and clients.num_sent != clients.num_made:
         work += num_replicas
         at_s = next_arrival_s(world, end)
         if not begin_together(world, at_s):

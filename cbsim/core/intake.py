@@ -1,4 +1,4 @@
-"""Intake: from a workload's columns to the records of requests, in which numbers stand for names."""
+"""Intake: from a workload's columns to what is planned of requests, in which numbers stand for names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cbsim.base.errors import WorkloadError
 from cbsim.config.bounds import MOST_I32
-from cbsim.core.building import new_extras, new_requests
+from cbsim.core.building import new_extras, new_planned
 from cbsim.core.layout import FOLLOWING, NOBODY, SEGMENT
 from cbsim.workload.request import RequestBatch, Segments, names_by
 
@@ -23,6 +23,7 @@ class Intake:
     """The requests of a run."""
 
     requests: Array
+    """A `PLANNED` for each."""
     names: Callable[[], NDArray[np.object_]]
     """Makes their names, by row: a million of them take 60 MB, and a run needs none."""
     segments: Array | None
@@ -44,25 +45,25 @@ def take_in(
     chances: Sequence[float] = (),
     by_session: bool = False,
 ) -> Intake:
-    """Records of all requests that arrive before `until_s`, seconds; `chances` as for `Lists`.
+    """What is fixed of all requests that arrive before `until_s`, seconds; `chances` as for `Lists`.
 
     `by_session`: requests belong together by their sessions alone, not by what their prompts begin with.
     """
     users, affinities, chains, lists = Numbering(), Numbering(), Chains(), Lists(chances)
-    requests, end = new_requests(0), 0
+    requests, end = new_planned(0), 0
     extras: list[Array] = []
     named = []
     waits: list[tuple[Array, Array, int]] = []
     for batch in _until(batches, until_s):
         first, end = end, end + len(batch)
         if end > len(requests):
-            # In place where memory allows: copies of a million requests take 200 MB.
+            # In place where memory allows: a million requests take 52 MB.
             requests.resize(max(end, len(requests) * 9 // 8), refcheck=False)
         _check_sizes(batch)
         rows = requests[first:end]
-        rows[:] = new_requests(len(batch), first)
+        rows[:] = new_planned(len(batch))
         rows["arrival_s"] = batch.arrival_s
-        rows["num_prompt_tokens"] = rows["prefill_until"] = batch.num_prompt_tokens
+        rows["num_prompt_tokens"] = batch.num_prompt_tokens
         rows["num_output_tokens"] = rows["job_length"] = batch.num_output_tokens
         if batch.priority is not None:
             rows["priority"] = batch.priority

@@ -321,13 +321,16 @@ SEGMENT = _record(i8="start node")
 
 CLIENTS = _record(
     f8="now",
-    i8="num_sent num_started is_closed is_planned size order turn watched replica place has_ranks",
+    i8="""
+    num_sent num_made num_started is_closed is_planned size order turn watched replica place has_ranks
+    """,
 )
-"""How many requests have been sent, and the instant of what happens; how many clients think (`size`), of a
-closed loop or between two turns. `is_planned`: whether requests wait for the answers to others, so that
-nobody knows beforehand when they arrive; `num_started` of those that wait for none have been sent. Where the
-run is `watched`: in which `replica` something happened last, and the `place` of its step in
-`Replica.under_way`. `has_ranks`: whether replicas work in step anywhere."""
+"""How many requests have been sent, how many records of requests are made (`NOBODY`: all), and the instant of
+what happens; how many clients think (`size`), of a closed loop or between two turns. `is_planned`: whether
+requests wait for the answers to others, so that nobody knows beforehand when they arrive; `num_started` of
+those that wait for none have been sent. Where the run is `watched`: in which `replica` something happened
+last, and the `place` of its step in `Replica.under_way`. `has_ranks`: whether replicas work in step
+anywhere."""
 CLIENT = _record(f8="due_s", i8="order row visit")
 """A client that thinks: when it sends, which of those that send at one instant it is, and the row of
 `World.planned` that it sends (`NOBODY`: the next that waits for no answer). Or a request that is handed over:

@@ -29,6 +29,9 @@ TABLES: dict[str, np.dtype[Any]] = {
     "changes": layout.CHANGE_ROW,
 }
 """The tables of a `Log`."""
+REQUESTS = "requests"
+"""The table of the records of requests, beside those."""
+COLUMNS = TABLES | {REQUESTS: layout.REQUEST}
 
 
 FRESH_BYTES = 8 * MIB
@@ -39,14 +42,14 @@ grow with the run."""
 
 
 class Record:
-    """The columns of each table of a `Log`, rows in the order in which they were written.
+    """The columns of each table of a `Log`, and of requests, rows in the order in which they were written.
 
     They lie in pieces, of all tables alike: what came in one time is in one piece. Those of a long run lie in
     a temporary file without a name, which goes with the process.
     """
 
     def __init__(self) -> None:
-        names = [(table, name) for table, dtype in TABLES.items() for name in dtype.names or ()]
+        names = [(table, name) for table, dtype in COLUMNS.items() for name in dtype.names or ()]
         self._pieces: dict[tuple[str, str], list[Array | Constant | Stored]] = {each: [] for each in names}
         self._fresh: dict[tuple[str, str], list[Array]] = {each: [] for each in names}
         """What came after those pieces."""
@@ -65,6 +68,10 @@ class Record:
                 lengths[table] = 0
             else:
                 setattr(lengths, table, 0)
+        self.settle()
+
+    def settle(self) -> None:
+        """Have what came last take less memory, if it is much."""
         if self._fresh_bytes > FRESH_BYTES:
             self.end_piece()
         if self._held_bytes > (HELD_BYTES if self._file is None else 0):
@@ -73,7 +80,7 @@ class Record:
     def add(self, table: str, rows: Array) -> None:
         """Further rows of a table."""
         self._fresh_bytes += rows.nbytes
-        for name in TABLES[table].names or ():
+        for name in COLUMNS[table].names or ():
             self._fresh[table, name].append(rows[name].copy())
 
     def close(self) -> None:
@@ -102,13 +109,14 @@ class Record:
         if end is None or end >= self.num_pieces:
             every += self._fresh[table, name]
         pieces = [self._loaded(piece) for piece in every]
-        if len(pieces) == 1 and pieces[0].dtype == TABLES[table][name]:
+        dtype = COLUMNS[table][name]
+        if len(pieces) == 1 and pieces[0].dtype == dtype:
             return pieces[0]
-        return np.concatenate([np.empty(0, TABLES[table][name]), *pieces], dtype=TABLES[table][name])
+        return np.concatenate([np.empty(0, dtype), *pieces], dtype=dtype)
 
     def columns(self, table: str) -> dict[str, Array]:
         """All columns of a table."""
-        return {name: self.column(table, name) for name in TABLES[table].names or ()}
+        return {name: self.column(table, name) for name in COLUMNS[table].names or ()}
 
     def _all(self, table: str, name: str) -> list[Array | Constant | Stored]:
         return [*self._pieces[table, name], *self._fresh[table, name]]
@@ -116,7 +124,7 @@ class Record:
     def end_piece(self) -> None:
         """Make a piece of what came last, held in as few bytes as it needs."""
         for each, fresh in self._fresh.items():
-            narrow = _narrowed(fresh) if fresh else Constant(0, 0)
+            narrow = _narrowed(fresh) if fresh else NO_ROWS
             self._pieces[each].append(narrow)
             self._held_bytes += 0 if isinstance(narrow, Constant) else narrow.nbytes
             fresh.clear()
@@ -154,6 +162,9 @@ class Constant:
         return self.num_rows
 
 
+NO_ROWS = Constant(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """Rows of a column in the file at `offset`."""
@@ -174,6 +185,31 @@ def _narrowed(parts: list[Array]) -> Array | Constant:
     if rows.dtype.kind == "i":
         rows = rows.astype(np.promote_types(*map(np.min_scalar_type, (rows.min(), rows.max()))))
     return rows
+
+
+class RequestColumns:
+    """Requests of which there are `REQUEST` records, or else those of a `Record`.
+
+    They give columns by name and records by row, as an array of records would, which takes several times as
+    much memory.
+    """
+
+    def __init__(self, rows: Array, record: Record) -> None:
+        self._rows = rows if len(rows) else rows.copy()  # A view would hold all that it is a view of.
+        self._record = record
+
+    def __len__(self) -> int:
+        return len(self["index"])
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return self._rows[key].copy() if len(self._rows) else self._record.column(REQUESTS, key)
+        if len(self._rows):
+            return self._rows[key]
+        rows = np.empty_like(np.arange(len(self))[key], layout.REQUEST)
+        for name in layout.REQUEST.names or ():
+            rows[name] = self[name][key]
+        return rows[()]
 
 
 class StepColumns(Mapping[str, Array]):

@@ -15,7 +15,7 @@ import numpy as np
 
 from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout, loop
-from cbsim.core.building import PoolParts, RouterParts, new_cluster, new_extras, new_requests
+from cbsim.core.building import PoolParts, RouterParts, new_cluster, new_extras, new_planned
 from cbsim.core.contents import NODE_FACTOR
 from cbsim.core.driver import Parts, fault_of
 from cbsim.core.intake import Chains, Lists, Numbering, affinity_of
@@ -83,7 +83,7 @@ class StepwiseWorld:
         as for `new_cluster`; with empty `turns`, requests are planned, and `feed.run` sends them.
         """
         made: World = plain(
-            new_cluster(new_requests(0), pools, routers, log_rows=1, **cluster)._replace(replicas=())
+            new_cluster(new_planned(0), pools, routers, log_rows=1, **cluster)._replace(replicas=())
         )
         self.requests = Rows(self._new_visit)
         """In order of arrival, those that were rejected too."""

@@ -282,18 +282,17 @@ class PagedScheduler(Scheduler):
         return super().num_tokens_needed(request, numbers) + num_in_flight * num_drafts + num_ahead
 
     @classmethod
-    def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:
+    def notes(cls, config: ComponentConfig, requests: Any, own: NDArray[Any]) -> list[str]:
         """That a policy had nothing to go by."""
         assert isinstance(config, PagedConfig)
         if config.policy == "fcfs":
             return []
-        waited = requests[(requests["state"] != REJECTED) & (requests["replica"] >= 0)]
+        waited = (requests["state"] != REJECTED) & (requests["replica"] >= 0)
         if config.policy == "edf":
-            figures = waited["arrival_s"] + waited["deadline_s"]
+            figures = (requests["arrival_s"] + requests["deadline_s"])[waited]
         else:
-            figures = waited[
-                {"priority": "priority", "sjf": "job_length", "fair": "user_number"}[config.policy]
-            ]
+            by = {"priority": "priority", "sjf": "job_length", "fair": "user_number"}[config.policy]
+            figures = requests[by][waited]
         if len(figures) and (figures != figures[0]).any():
             return []
         return [

@@ -253,7 +253,7 @@ class PreemptiveScheduler(PagedScheduler):
         )
 
     @classmethod
-    def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:
+    def notes(cls, config: ComponentConfig, requests: Any, own: NDArray[Any]) -> list[str]:
         """Also how often host memory was too full."""
         notes = super().notes(config, requests, own)
         for num_turned_away, num_moved_out in {

@@ -139,8 +139,11 @@ class Scheduler:
         return int(request["num_prompt_tokens"]) + int(request["num_output_tokens"]) - 1
 
     @classmethod
-    def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:
-        """Sentences for `summary.json` at the end: what a policy asked for and did not find."""
+    def notes(cls, config: ComponentConfig, requests: Any, own: NDArray[Any]) -> list[str]:
+        """Sentences for `summary.json` at the end: what a policy asked for and did not find.
+
+        `requests` gives a column of `REQUEST` by its name, and records by their rows.
+        """
         return []
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cbsim.base.records import pieces
 from cbsim.core import layout
 from cbsim.core.loop import close_decodes
-from cbsim.core.record import Record, StepColumns
+from cbsim.core.record import Record, RequestColumns, StepColumns
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.results.latency import request_parts
 from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
@@ -33,7 +33,8 @@ def stepwise_log(world: StepwiseWorld, setup: Setup) -> RunLog:
     for request in world.requests:
         close_decodes(world.replicas[max(request.replica, 0)].records, request)
     answers_first = setup.is_closed or any(request.follows >= 0 for request in world.requests)
-    rows, own, planned = world.request_rows(), world.own_rows(), world.records.planned
+    record, own, planned = world.record(), world.own_rows(), world.records.planned
+    rows = RequestColumns(world.request_rows(), record)
     num_output_tokens = None
     if setup.comes_again:
         output = [planned[visit.source].num_output_tokens for visit in world.requests]
@@ -42,7 +43,7 @@ def stepwise_log(world: StepwiseWorld, setup: Setup) -> RunLog:
         rows,
         lambda: ids_of(world)[rows["previous"] == layout.NOBODY],
         own,
-        world.record(),
+        record,
         setup,
         answers_first=answers_first,
         num_output_tokens=num_output_tokens,
@@ -57,7 +58,7 @@ def ids_of(world: StepwiseWorld) -> NDArray[np.object_]:
 
 
 def log_of(
-    rows: Array,
+    rows: RequestColumns,
     names_of: Callable[[], NDArray[np.object_]],
     own: Array,
     record: Record,
@@ -67,32 +68,31 @@ def log_of(
     num_output_tokens: Array | None = None,
     from_tiers: Mapping[str, int] | None = None,
 ) -> RunLog:
-    """The core's record as a `RunLog`, as results need it; `rows`: the records of visits, as they came.
+    """The core's record as a `RunLog`, as results need it; `rows`: its visits, as they came.
 
     `answers_first`: whether answers make clients send, so that at one instant they come before arrivals.
     `num_output_tokens`, of the request that a row is a visit of, where requests are handed over.
     `from_tiers`: tokens that each tier of KV brought.
     """
     until_s, visits = setup.until_s, Visits.of(rows)
-    # Column by column: whole records would take several times as much memory.
-    state = rows["state"][visits.last]
+    state = visits.of_last(rows["state"])
     known: dict[str, Array] = {
-        **{name: rows[name][visits.first] for name in OF_FIRST_VISIT},
+        **{name: visits.of_first(rows[name]) for name in OF_FIRST_VISIT},
         "first_scheduled_at_s": visits.earliest(rows["first_scheduled_at_s"]),
-        **{name: rows[name][visits.last] for name in OF_LAST_VISIT},
-        "finished_at_s": np.where(state == layout.FINISHED, rows["last_token_at_s"][visits.last], np.nan),
+        **{name: visits.of_last(rows[name]) for name in OF_LAST_VISIT},
+        "finished_at_s": np.where(state == layout.FINISHED, visits.of_last(rows["last_token_at_s"]), np.nan),
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
+        "num_preemptions": visits.total(rows["num_preemptions"]),
+        "num_generated_tokens": visits.total(visits.kept_tokens(rows)),
     }
     if num_output_tokens is not None:
-        known["num_output_tokens"] = num_output_tokens[visits.first]
-    counted = {"num_preemptions": rows["num_preemptions"], "num_generated_tokens": visits.kept_tokens(rows)}
-    for name, values in counted.items():
-        known[name] = np.bincount(visits.request, values, len(visits.first)).astype(values.dtype)
+        known["num_output_tokens"] = visits.of_first(num_output_tokens)
     requests = Deferred(lambda: {"request_id": names_of()}, known)
     pool_of = np.repeat(np.arange(len(setup.pools)), [pool.num_replicas for pool in setup.pools])
     rejections = {}
-    for request in np.flatnonzero(state == layout.REJECTED).tolist():
-        last = rows[visits.last[request]]
+    rejected = np.flatnonzero(state == layout.REJECTED)
+    last_visits = rows[visits.last[rejected]] if len(rejected) else ()
+    for request, last in zip(rejected.tolist(), last_visits, strict=True):
         pool = setup.pools[pool_of[last["replica"]]]
         is_full = last["rejection"] == layout.QUEUES_FULL
         rejections[request] = (
@@ -120,7 +120,7 @@ def log_of(
         events,
         record,
         costs,
-        requests_of=None if len(visits.first) == len(rows) else visits.request,
+        requests_of=None if visits.are_single else visits.request,
         is_staged=setup.is_staged,
         has_window=setup.window > 0,
     )
@@ -180,46 +180,69 @@ class Visits:
     """By row, whether another replica went on."""
 
     @classmethod
-    def of(cls, rows: Array) -> Visits:
+    def of(cls, rows: RequestColumns) -> Visits:
         """The visits that `REQUEST` records stand for, in order of arrival."""
-        is_first = rows["previous"] == layout.NOBODY
-        first = np.flatnonzero(is_first).astype("i4")
-        last, request = first, np.arange(len(rows), dtype="i4")
-        if len(first) < len(rows):
-            request = np.searchsorted(first, _ends_of(rows["previous"]))
+        previous = rows["previous"]
+        first = np.flatnonzero(previous == layout.NOBODY).astype("i4")
+        last = request = first
+        if len(first) < len(previous):
+            request = np.searchsorted(first, _ends_of(previous))
             last = _ends_of(rows["next_visit"])[first]
         return cls(first, last, request, rows["state"] == layout.HANDED_OVER)
+
+    @property
+    def are_single(self) -> bool:
+        """Whether each is the only one of its request."""
+        return len(self.first) == len(self.request)
+
+    def of_first(self, column: Array) -> Array:
+        """By request, what a column of visits says of the first."""
+        return column if self.are_single else column[self.first]
+
+    def of_last(self, column: Array) -> Array:
+        """By request, what a column of visits says of the last."""
+        return column if self.are_single else column[self.last]
+
+    def total(self, column: Array) -> Array:
+        """By request, the sum of a column of visits."""
+        if self.are_single:
+            return column
+        return np.bincount(self.request, column, len(self.first)).astype(column.dtype)
 
     def earliest(self, instants: Array) -> Array:
         """By request, the instant (seconds) of its first visit that has one; NaN if none has.
 
         `instants` are those of visits.
         """
-        if len(self.first) == len(self.request):
-            return instants.copy()
+        if self.are_single:
+            return instants
         known = np.flatnonzero(~np.isnan(instants))[::-1]
         found = np.full(len(self.first), np.nan)
         found[self.request[known]] = instants[known]
         return found
 
-    def kept_tokens(self, rows: Array) -> Array:
+    def kept_tokens(self, rows: RequestColumns) -> Array:
         """Tokens that each visit brought, but for those that clients threw away as they started anew."""
-        is_kept = rows["attempt"] == rows["attempt"][self.last][self.request]
-        return np.where(is_kept, rows["num_generated_tokens"], 0)
+        if self.are_single:
+            column: Array = rows["num_generated_tokens"]
+            return column
+        attempt = rows["attempt"]
+        return np.where(attempt == attempt[self.last][self.request], rows["num_generated_tokens"], 0)
 
-    def losses(self, rows: Array) -> dict[str, int]:
+    def losses(self, rows: RequestColumns) -> dict[str, int]:
         """How many visits ended before their time, by why; and how many followed."""
-        if not rows["rejection"].any():
+        rejection = rows["rejection"]
+        if not rejection.any():
             return {}
-        counts = {name: int(np.isin(rows["rejection"], codes).sum()) for name, codes in LOSSES.items()}
+        counts = {name: int(np.isin(rejection, codes).sum()) for name, codes in LOSSES.items()}
         further = {"num_reroutes": "num_reroutes", "num_retries": "attempt"}
-        counts |= {name: int(rows[field][self.last].sum()) for name, field in further.items()}
+        counts |= {name: int(self.of_last(rows[field]).sum()) for name, field in further.items()}
         return {name: count for name, count in counts.items() if count}
 
     def columns(self, record: Record, table: str) -> dict[str, Array]:
         """A table of the record, in which requests are named instead of their visits."""
         columns = record.columns(table)
-        if len(self.first) == len(self.request):
+        if self.are_single:
             return columns
         row = columns["request"]
         if table == "events":
@@ -227,11 +250,10 @@ class Visits:
             columns["event"] = np.where(over, layout.HANDED_OVER_NOW, columns["event"])
         return columns | {"request": self.request[row]}
 
-    def table(self, rows: Array, record: Record) -> dict[str, Array]:
+    def table(self, rows: RequestColumns, record: Record) -> dict[str, Array]:
         """`RunLog.visits`."""
-        # Copies, since columns would hold the records.
         names = ("replica", "arrival_s", "first_scheduled_at_s", "num_prompt_tokens", "num_generated_tokens")
-        kept = {name: rows[name].copy() for name in (*names, "state")}
+        kept = {name: rows[name] for name in (*names, "state")}
         state = kept["state"]
         left_at_s = np.where(np.isin(state, LEFT), rows["last_token_at_s"], np.nan)
         events = {name: record.column("events", name) for name in ("event", "request", "time_s")}

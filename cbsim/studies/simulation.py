@@ -25,7 +25,8 @@ from cbsim.core.building import new_cluster
 from cbsim.core.driver import Parts, Progress, RuleFault, drive
 from cbsim.core.intake import take_in
 from cbsim.core.layout import World
-from cbsim.core.record import Record
+from cbsim.core.record import Record, RequestColumns
+from cbsim.core.request_rows import RequestRows
 from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
@@ -64,8 +65,9 @@ class Told:
 def simulate_core(
     setup: Setup, engine: str = "auto", progress: Progress | None = None, told: Told | None = None
 ) -> tuple[RunLog, World, Speed]:
-    """Run a setup. Returns its record, its world as it stands at the end, and whether it was compiled.
+    """Run a setup. Returns its record, its world at the end, and whether it was compiled.
 
+    Of that world's requests there are columns, `RequestColumns`, alone.
     `engine` is `auto`, `compiled` or `interpreted`. Raises `PluginError` for what a third party's part does.
     """
     rung = setup.rung
@@ -107,20 +109,22 @@ def simulate_core(
             acceptance=intake.acceptance,
             turns=turns,
         )
-    # Of what is planned the records of the intake need not be held too.
-    requests = world.requests if turns is None else world.planned
     del intake
-    if setup.is_closed:
-        think = ThinkTimes(setup.workload.config, setup.workload.seed)
-        world.requests["think_s"] = [
-            think.after(index) + setup.front_end_s for index in range(len(world.requests))
-        ]
+    think = ThinkTimes(setup.workload.config, setup.workload.seed) if setup.is_closed else None
     draw = drawn_routes(setup)
-    if draw is not int:
-        world.requests["route"] = [draw() for _ in range(len(world.requests))]
+
+    def fill(rows: Array) -> None:
+        if think is not None:
+            rows["think_s"] = [think.after(index) + setup.front_end_s for index in rows["index"].tolist()]
+        if draw is not int:
+            rows["route"] = [draw() for _ in rows]
+
     record, outcome = Record(), Speed(False)
     if can_compile_costs and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
+    # Others' rules may look at any request, and so may whoever watches; objects stand for all of them.
+    all_at_once = not outcome.is_compiled or told is not None or not bound.is_own
+    rows, clients = RequestRows(world, requests, fill, all_at_once=all_at_once), world.clients
 
     def watch(as_run: World) -> Callable[[int], None]:
         assert told is not None
@@ -131,33 +135,38 @@ def simulate_core(
         return watched.tell
 
     try:
-        with blaming_plugins(setup, lambda: float(world.clients["now"])):
+        with blaming_plugins(setup, lambda: float(clients["now"])):
             drive(
                 world,
                 bound,
                 record,
+                rows,
                 is_compiled=outcome.is_compiled,
                 until_s=setup.until_s,
                 progress=progress,
                 watch=None if told is None else watch,
             )
     except RuleFault as fault:
-        sources = slice(None) if turns is None else world.requests["source"]
-        raise told_fault(fault, setup, make_names()[sources]) from fault
-    clients = world.clients
-    sent = world.requests[: int(clients["num_sent"])]
-    is_first = sent["previous"] == layout.NOBODY
-    answers_first = setup.is_closed or (turns is not None and is_first.sum() > int(clients["num_started"]))
-    # Of the records themselves nothing may be held: a million of them take 240 MB.
-    sources = slice(len(sent)) if turns is None else sent["source"][is_first]
+        sent = slice(None) if turns is None else world.requests["source"]
+        raise told_fault(fault, setup, make_names()[sent]) from fault
+    world = world._replace(requests=RequestColumns(rows.sent, record), replicas=())
+    del rows
+    sources: Any = slice(len(world.requests))
+    answers_first, num_output_tokens = setup.is_closed, None
+    if turns is not None:
+        source = world.requests["source"]
+        sources = source[world.requests["previous"] == layout.NOBODY]
+        answers_first = answers_first or len(sources) > int(clients["num_started"])
+        num_output_tokens = requests["num_output_tokens"][source] if setup.comes_again else None
+    del requests
     log = log_of(
-        sent,
+        world.requests,
         lambda: make_names()[sources],
         world.own,
         record,
         setup,
         answers_first=answers_first,
-        num_output_tokens=requests["num_output_tokens"][sent["source"]] if setup.comes_again else None,
+        num_output_tokens=num_output_tokens,
         from_tiers=_from_tiers(setup, world),
     )
     if told is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cbsim.base.binding import CannotCompile, can_compile
 from cbsim.base.errors import PluginError
-from cbsim.core.building import new_cluster, new_requests
+from cbsim.core.building import new_cluster, new_planned
 from cbsim.results.run_log import EMITTED, Column, RunLog, distinct_gaps
 from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
 from cbsim.testing.case import Case, draw_case, starvation_case
@@ -108,7 +108,7 @@ def what_prevents_compiling(scheduler_class: type[Scheduler], case: Case) -> str
     assert rules is not None
     bound = setup.core(rules.step_s)
     parts = setup.parts(1, bound.names(), with_formula=False, foresees=False)
-    world = new_cluster(new_requests(1), [parts], [setup.router])
+    world = new_cluster(new_planned(1), [parts], [setup.router])
     try:
         bound.compiled.prepare(world, 1, inf)
     except CannotCompile as error:

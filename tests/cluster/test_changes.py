@@ -23,6 +23,7 @@ from cbsim.testing import Case, differences
 from cbsim.workload.request import RequestState
 from tests.cluster.test_handed_over import BYTES_PER_TOKEN, SYNC, apart
 from tests.core.drawn import Setting, chance, draw_requests, pick, request, with_turns
+from tests.core.runs import few_records
 
 NUM_CASES = 150
 
@@ -34,7 +35,8 @@ def together(rows: tuple[dict[str, Any], ...], count: int, num_blocks: int, **ca
 
 
 def run(setup: Setup, engine: str = "interpreted") -> RunLog:
-    log, world, speed = simulate_core(setup, engine)
+    with few_records():
+        log, world, speed = simulate_core(setup, engine)
     is_compiled = engine == "compiled"
     assert speed.is_compiled == is_compiled, speed.notes
     if setup.until_s == inf:

@@ -21,6 +21,7 @@ from cbsim.studies.simulation import simulate_core
 from cbsim.testing import Case, differences
 from cbsim.workload.request import RequestState
 from tests.core.drawn import Setting, chance, draw_requests, pick, request, with_turns
+from tests.core.runs import few_records
 
 BYTES_PER_TOKEN = 1000.0
 NUM_CASES = 60
@@ -53,7 +54,8 @@ def apart(
 
 
 def run(setup: Setup, engine: str = "interpreted") -> RunLog:
-    log, world, speed = simulate_core(setup, engine)
+    with few_records():
+        log, world, speed = simulate_core(setup, engine)
     assert speed.is_compiled == (engine == "compiled"), speed.notes
     if setup.until_s == inf:
         assert (world.own["num_free"] == world.own["num_blocks"]).all(), "KV blocks are left behind"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbsim.core.layout import STEP_ROW
-from cbsim.core.record import Record, StepColumns
+from cbsim.core.layout import REQUEST, STEP_ROW
+from cbsim.core.record import REQUESTS, Record, RequestColumns, StepColumns
 
 NAMES = ("start_s", "replica", "step", "num_running", "kv_blocks_total")
 
@@ -52,3 +52,24 @@ def test_steps_come_in_order_whatever_the_pieces(
     joined = {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
     assert list(zip(*(joined[name].tolist() for name in NAMES), strict=True)) == expected
     assert all(joined[name].dtype.itemsize == 8 for name in NAMES)
+
+
+@pytest.mark.parametrize("are_written", [False, True])
+def test_requests_are_as_an_array_of_their_records(are_written: bool) -> None:
+    """Whether they stand in the record, in several pieces, or are still what they were."""
+    rows = np.zeros(20, REQUEST)
+    rows["index"], rows["arrival_s"] = np.arange(20), np.linspace(0.0, 1.0, 20)
+    rows["num_prompt_tokens"], rows["stage"] = 3 * np.arange(20) ** 4, np.arange(20) % 2
+    record = Record()
+    for part in np.split(rows, [5, 17]) if are_written else ():
+        record.add(REQUESTS, part)
+        record.end_piece()
+    columns = RequestColumns(rows[:0] if are_written else rows, record)
+    assert len(columns) == 20
+    for name in REQUEST.names or ():
+        assert columns[name].dtype == REQUEST[name]
+        assert columns[name].flags.c_contiguous
+        assert columns[name].tolist() == rows[name].tolist()
+    assert columns[rows["stage"] == 1].tolist() == rows[1::2].tolist()
+    assert columns[7].tolist() == rows[7].tolist()
+    assert columns[7]["num_prompt_tokens"] == 3 * 7**4
