@@ -293,15 +293,14 @@ def new_cluster(
     own["num_nodes"] = num_requests
     users = np.zeros((R, int(requests["user_number"].max(initial=0)) + 1), layout.USER)
     users["head"] = NOBODY
-    planned, planned_extras, starts = new_planned(0), new_extras(0), np.zeros(0, "i4")
-    sent, sent_extras = np.zeros(len(requests), layout.REQUEST), extras
+    planned, starts = new_planned(0), np.zeros(0, "i4")
+    sent = np.zeros(len(requests), layout.REQUEST)
     if turns is not None:
         planned, sent = requests, np.zeros(len(requests) * num_visits, layout.REQUEST)
-        if extras is not None:
-            planned_extras, sent_extras = extras, np.zeros(len(sent), layout.EXTRA)
         starts = np.setdiff1d(np.arange(len(turns)), turns["next"]).astype("i4")
     heap = np.zeros(max(num_clients, len(starts), 1) * len(routers), layout.CLIENT)
-    heap["order"], heap["row"], heap["visit"] = np.arange(len(heap)), NOBODY, NOBODY
+    waiting = heap[:num_clients]
+    waiting["order"], waiting["row"], waiting["visit"] = np.arange(num_clients), NOBODY, NOBODY
     clients = {
         "num_made": NOBODY,
         "is_closed": num_clients > 0,
@@ -349,7 +348,7 @@ def new_cluster(
         tables=tables,
         groups=groups,
         shares=np.zeros(tables.shape[:2], layout.SHARE),
-        extras=new_extras(1) if sent_extras is None else sent_extras,
+        extras=np.zeros(1 if extras is None else len(sent), layout.EXTRA),
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
         **_tiers(pools, requests, len(sent)),
@@ -361,7 +360,7 @@ def new_cluster(
         clients=record(layout.CLIENTS, clients),
         client_heap=heap,
         planned=planned,
-        planned_extras=planned_extras,
+        planned_extras=new_extras(0) if extras is None else extras,
         turns=np.zeros(0, layout.FOLLOWING) if turns is None else turns,
         starts=starts,
         link=_link(link),

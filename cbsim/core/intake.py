@@ -29,7 +29,7 @@ class Intake:
     segments: Array | None
     """`layout.Replica.segments`; `None` without prefix caching."""
     extras: Array | None
-    """`layout.Replica.extras`; `None` without speculation and connectors."""
+    """`layout.World.planned_extras`; `None` without speculation and connectors."""
     acceptance: Array
     """`layout.Replica.acceptance`."""
     turns: Array | None
@@ -51,7 +51,7 @@ def take_in(
     """
     users, affinities, chains, lists = Numbering(), Numbering(), Chains(), Lists(chances)
     requests, end = new_planned(0), 0
-    extras: list[Array] = []
+    extras: list[tuple[int, Array]] = []
     named = []
     waits: list[tuple[Array, Array, int]] = []
     for batch in _until(batches, until_s):
@@ -79,9 +79,9 @@ def take_in(
                 row["first_link"], row["end_link"] = chains.add(
                     name, prompt, int(row["num_prompt_tokens"]), int(row["num_output_tokens"])
                 )
-        if with_extras:
-            extras.append(new_extras(len(batch)))
-            for row, given in zip(extras[-1], batch.extra or (), strict=batch.extra is not None):
+        if with_extras and batch.extra and any(batch.extra):
+            extras.append((first, new_extras(len(batch))))
+            for row, given in zip(extras[-1][1], batch.extra, strict=True):
                 for name, value in lists.numbers(given or {}).items():
                     row[name] = value
         if batch.follows is not None and batch.delay_s is not None:
@@ -94,8 +94,11 @@ def take_in(
         return np.array(made, dtype=object)
 
     segments = chains.rows() if with_segments else None
-    brought = np.concatenate([new_extras(0), *extras]) if with_extras else None
-    return Intake(requests, names, segments, brought, np.array(lists.values or [0.0]), _turns(waits, end))
+    brought = new_extras(end if extras else 0)
+    for first, several in extras:
+        brought[first : first + len(several)] = several
+    extra = brought if with_extras else None
+    return Intake(requests, names, segments, extra, np.array(lists.values or [0.0]), _turns(waits, end))
 
 
 def _check_sizes(batch: RequestBatch) -> None:

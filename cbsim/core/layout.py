@@ -517,7 +517,7 @@ class World(NamedTuple):
     """Where requests wait for answers: a `PLANNED` for all of them, as the workload has them. Each becomes a
     row of `requests` when it is sent, so that rows are in order of arrival."""
     planned_extras: Any
-    """An `EXTRA` for each of those, where any are needed."""
+    """An `EXTRA` for each of the workload's requests; none where they bring nothing along."""
     turns: Any
     """A `FOLLOWING` for each of those."""
     starts: Any

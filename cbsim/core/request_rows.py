@@ -55,12 +55,14 @@ class RequestRows:
         end = self._num_made = end if self._all_at_once else min(first + AT_A_TIME, end)
         rows = world.requests[first:end]
         make_requests(rows, first)
+        if len(world.extras) == len(world.requests):
+            world.extras[first:end] = new_extras(end - first)
         if not world.clients["is_planned"]:
             for name in layout.PLANNED.names or ():
                 rows[name] = self._planned[name][first:end]
             rows["prefill_until"] = rows["num_prompt_tokens"]
-        elif len(world.planned_extras):
-            world.extras[first:end] = new_extras(end - first)
+            if len(world.planned_extras):
+                world.extras[first:end] = world.planned_extras[first:end]
         self._fill(rows)
         world.clients["num_made"] = NOBODY if end == len(world.requests) else end
 

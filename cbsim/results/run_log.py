@@ -151,12 +151,12 @@ WINDOW_STEP_COLUMNS = ("num_window_pairs", "num_window_keys")
 
 def event_columns(
     requests: Mapping[str, Column],
-    recorded: Mapping[str, Column],
+    recorded: dict[str, Column],
     rejections: Iterable[int],
     *,
     answers_first: bool = False,
 ) -> dict[str, Column]:
-    """The table `RunLog.events`, in the order of time.
+    """The table `RunLog.events`, in the order of time; empties `recorded`, so that nothing is held twice.
 
     At one instant: arrivals in their order, then results, then decisions, each by replica; with
     `answers_first`, as for clients that send when they are answered, results come before arrivals.
@@ -174,7 +174,7 @@ def event_columns(
         "event": np.repeat(np.array([ARRIVED, REJECTED], np.int32), [len(arrived), len(rejected)]),
         "num_tokens": np.zeros(num_outside, np.int32),
     }
-    columns = {name: np.concatenate([column, recorded[name]]) for name, column in outside.items()}
+    columns = {name: np.concatenate([column, recorded.pop(name)]) for name, column in outside.items()}
     is_result = np.isin(columns["event"], (EMITTED, FINISHED, LOADED, SENT, FAILED, HANDED_OVER))
     phase = np.where(is_result, 1, 3).astype(np.int8)
     phase[:num_outside] = 2 if answers_first else 0
