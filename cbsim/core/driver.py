@@ -13,7 +13,7 @@ import numpy as np
 from cbsim.base.binding import Bound
 from cbsim.base.records import packed, plain, rows_on_demand
 from cbsim.core import layout
-from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, STEP_END
+from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, FULL, STEP_END
 from cbsim.core.layout import World, with_replicas
 from cbsim.core.record import Record
 from cbsim.core.request_rows import RequestRows
@@ -85,12 +85,13 @@ def drive(
             if tell is not None and status in (ARRIVAL, DECISION, STEP_END):
                 tell(status)
                 continue
+            if status == FULL and world.clients["num_sent"] == world.clients["num_made"]:
+                rows.write_down(record)
+                rows.make()
+                continue
             _empty_log(as_run, record, progress)
             if status == FAULT:
                 raise _fault(as_run)
-            if world.clients["num_sent"] == world.clients["num_made"]:
-                rows.write_down(record)
-                rows.make()
         _empty_log(as_run, record, progress)
     finally:
         if as_run is not world:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, BinaryIO
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,18 +69,13 @@ class Record:
                 lengths[table] = 0
             else:
                 setattr(lengths, table, 0)
-        self.settle()
-
-    def settle(self) -> None:
-        """Have what came last take less memory, if it is much."""
         if self._fresh_bytes > FRESH_BYTES:
             self.end_piece()
-        if self._held_bytes > (HELD_BYTES if self._file is None else 0):
-            self._spool()
 
     def add(self, table: str, rows: Array) -> None:
         """Further rows of a table."""
-        self._fresh_bytes += rows.nbytes
+        # Where pieces end must not depend on when requests are written down: sums of reals do.
+        self._fresh_bytes += 0 if table == REQUESTS else rows.nbytes
         for name in COLUMNS[table].names or ():
             self._fresh[table, name].append(rows[name].copy())
 
@@ -87,7 +83,6 @@ class Record:
         """No more rows come: of a record that lies in a file, all of it does."""
         if self._file is not None:
             self.end_piece()
-            self._spool()
 
     def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns of a table, many rows at a time."""
@@ -122,18 +117,21 @@ class Record:
         return [*self._pieces[table, name], *self._fresh[table, name]]
 
     def end_piece(self) -> None:
-        """Make a piece of what came last, held in as few bytes as it needs."""
+        """Make a piece of what came last, held in as few bytes as it needs, or in the file."""
         for each, fresh in self._fresh.items():
             narrow = _narrowed(fresh) if fresh else NO_ROWS
             self._pieces[each].append(narrow)
             self._held_bytes += 0 if isinstance(narrow, Constant) else narrow.nbytes
             fresh.clear()
         self._fresh_bytes = 0
+        if self._held_bytes > (HELD_BYTES if self._file is None else 0):
+            self._spool()
 
     def _spool(self) -> None:
         """Write to the file what is held."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="cbsim-")  # noqa: SIM115 - lives as long as this
+            finalize(self, self._file.close)
         for pieces in self._pieces.values():
             for place, piece in enumerate(pieces[self._num_spooled :], self._num_spooled):
                 if isinstance(piece, np.ndarray):

@@ -83,7 +83,8 @@ class RequestRows:
             rows = rows[: 0 if self._world.agenda["is_open"] else num_over(rows, self._world.own)]
         for first in range(0, len(rows), AT_A_TIME):
             record.add(REQUESTS, rows[first : first + AT_A_TIME])
-            record.settle()
+            if has_ended:
+                record.end_piece()
         self._num_written += len(rows)
         if not self._all_at_once:
             for array in (self._world.requests, self._world.nodes, self._world.extras):
