@@ -10,6 +10,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+from cbsim.base.binding import apart
 from cbsim.core.layout import (
     AT_ONCE,
     BAD_DURATION,
@@ -299,15 +300,11 @@ def drafting_s(self: Any, step: Any) -> float:
 
 def count_slices(self: Any, step: Any) -> None:
     """Sum up a step's slices: into its record, and into `Replica.shape`, by which it is priced."""
-    shape, slices, window = self.shape, self.slices[step.place], self.config.window
-    num_window_pairs = num_window_keys = windowed_context = 0
+    shape, slices = self.shape, self.slices[step.place]
     num_chunk_tokens = num_chunks = num_finishing = decode_context = longest = 0
     pairs = chunk_context = num_prefills = num_prefill_tokens = num_drafts = 0
     for part in slices[: step.num_slices]:
         tokens, before = part.num_tokens, part.num_computed_tokens
-        if window:
-            num_window_pairs += window_pairs(1, tokens, before, window)
-            num_window_keys += min(before, window - 1) + tokens
         if part.is_prefill or tokens > 1:
             # Drafts attend to one context together, as the tokens of a chunk do; each gives its own logits.
             chunk = self.chunks[num_chunks]
@@ -326,8 +323,6 @@ def count_slices(self: Any, step: Any) -> None:
             decode_context += before
             if before > longest:
                 longest = before
-            if window:
-                windowed_context += min(before + 1, window)
     num_decodes = step.num_slices - num_chunks
     if num_decodes:
         # Each attends to itself, too.
@@ -339,19 +334,32 @@ def count_slices(self: Any, step: Any) -> None:
     shape.num_decodes = num_decodes
     shape.decode_context = decode_context
     shape.max_decode_context = longest
-    shape.windowed_context = windowed_context
     shape.num_shared_tokens = num_shared_of(self, decode_context)
     step.num_prefill_seqs, step.num_prefill_tokens = num_prefills, num_prefill_tokens
     step.num_decode_seqs = step.num_slices - num_prefills
     step.num_drafts = num_drafts
     step.num_attention_pairs = pairs + decode_context
     step.num_context_tokens = chunk_context + decode_context
-    step.num_window_pairs, step.num_window_keys = num_window_pairs, num_window_keys
+    if self.config.window:
+        count_windows(self, step)
     step.num_logits = num_finishing + num_decodes
     step.max_decode_context = longest if num_chunks else 0
     step.num_shared_tokens = shape.num_shared_tokens
     self.own.num_kv_tokens += num_chunk_tokens + num_decodes
     step.num_kv_tokens = self.own.num_kv_tokens
+
+
+@apart
+def count_windows(self: Any, step: Any) -> None:
+    """What `count_slices` sums up, of layers that attend to a window."""
+    window = self.config.window
+    step.num_window_pairs = step.num_window_keys = self.shape.windowed_context = 0
+    for part in self.slices[step.place][: step.num_slices]:
+        tokens, before = part.num_tokens, part.num_computed_tokens
+        step.num_window_pairs += window_pairs(1, tokens, before, window)
+        step.num_window_keys += min(before, window - 1) + tokens
+        if not part.is_prefill and tokens == 1:
+            self.shape.windowed_context += min(before + 1, window)
 
 
 def end_step(self: Any) -> int:
@@ -361,7 +369,7 @@ def end_step(self: Any) -> int:
     """
     own, config, requests = self.own, self.config, self.requests
     step = self.under_way[own.first_under_way]
-    slices = self.slices[step.place]
+    slices, now, last_end_s = self.slices[step.place], step.end_s, own.last_end_s
     num_finished = num_usual_gaps = num_joint_tokens = num_accepted = 0
     last_number = step.number - 1 if step.number else NOBODY - 1
     if own.num_news:
@@ -372,9 +380,18 @@ def end_step(self: Any) -> int:
         request = requests[part.request]
         part.num_emitted = num_emitted = take_result(self, step, request, part)
         if num_emitted:
-            num_usual_gaps += came_out(self, step, request, num_emitted)
+            if request.last_token_at_s == last_end_s:
+                num_usual_gaps += 1
+                gap_s = now - last_end_s
+            else:
+                gap_s = odd_gap_s(self, request, now)
+            if not request.max_itl_s >= gap_s:
+                request.max_itl_s = gap_s
             if num_emitted > 1:
                 num_joint_tokens += num_emitted - 1
+                if not request.max_itl_s >= 0.0:
+                    request.max_itl_s = 0.0
+            request.last_token_at_s = now
             if request.num_generated_tokens >= request.num_output_tokens:
                 self.candidates[num_finished] = part.request
                 num_finished += 1
@@ -395,13 +412,13 @@ def end_step(self: Any) -> int:
         record_event(self, step, FINISHED_NOW, request.index, 0)
         close_decodes(self, request)
     record_step(self, step, num_finished, num_usual_gaps, num_joint_tokens, num_accepted)
-    own.last_end_s = step.end_s
+    own.last_end_s = now
     own.num_outstanding -= num_finished
     own.num_begun -= 1
     own.last_call = step.call
     if config.connector != NO_CONNECTOR:
-        remove_failed(self, step, step.end_s)
-        take_news(self, step, step.end_s)
+        remove_failed(self, step, now)
+        take_news(self, step, now)
     next_under_way(self)
     return num_finished
 
@@ -409,23 +426,18 @@ def end_step(self: Any) -> int:
 # The record
 
 
-def came_out(self: Any, step: Any, request: Any, num_tokens: int) -> int:
-    """Take down tokens of a request. Returns 1 if its last token came with the step before, else 0."""
-    now, last_s = step.end_s, request.last_token_at_s
-    request.last_token_at_s = now
-    if num_tokens > 1 and not request.max_itl_s >= 0.0:
-        request.max_itl_s = 0.0
+def odd_gap_s(self: Any, request: Any, now: float) -> float:
+    """Take down a token whose request got none at the end of the step before; the gap between, seconds.
+
+    There is none before its first token: then what was its longest so far.
+    """
+    last_s = request.last_token_at_s
     if last_s != last_s:
         request.first_token_at_s = now
-        return 0
-    gap_s = now - last_s
-    if not request.max_itl_s >= gap_s:
-        request.max_itl_s = gap_s
-    if last_s == self.own.last_end_s:
-        return 1
-    self.log.gaps[self.log.lengths.gaps] = gap_s
+        return float(request.max_itl_s)
+    self.log.gaps[self.log.lengths.gaps] = now - last_s
     self.log.lengths.gaps += 1
-    return 0
+    return float(now - last_s)
 
 
 def record_step(
