@@ -37,6 +37,12 @@ def data_folder(kind: DataFolder) -> Path:
     return package / "_data" / kind
 
 
+def install_extra(extra: str) -> str:
+    """The command that installs what an optional part of cbsim needs, into a checkout's or else a wheel's."""
+    root = data_folder("configs").parent
+    return f"pip install 'cbsim[{extra}]'" if root.name == "_data" else f"pip install -e '{root}[{extra}]'"
+
+
 def cache_folder() -> Path:
     """The user's cache folder, for compiled rules and DataFrames; `CBSIM_CACHE_DIR` names another."""
     named = os.environ.get("CBSIM_CACHE_DIR")

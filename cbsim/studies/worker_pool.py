@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.garbage import collect_seldom
+from cbsim.base.paths import install_extra
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -258,7 +259,7 @@ def _cluster_pool(address: str) -> Pool:
     try:
         from distributed import Client
     except ImportError as error:
-        raise CbsimError("cluster: needs dask.distributed: pip install 'cbsim[cluster]'") from error
+        raise CbsimError(f"cluster: needs dask.distributed: {install_extra('cluster')}") from error
 
     client_class: Any = Client
 

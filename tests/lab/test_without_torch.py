@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,8 @@ def test_one_line_names_the_extra(name, ended):
     code, _, errors = ended[name, *NEEDS_TORCH[name]]
     assert code == 2
     (line,) = errors.splitlines()
-    assert "needs torch: pip install 'cbsim[torch]'" in line
+    checkout = Path(__file__).resolve().parents[2]
+    assert f"needs torch: pip install -e '{checkout}[torch]'" in line
 
 
 @pytest.mark.parametrize("name", NEEDS_TORCH)

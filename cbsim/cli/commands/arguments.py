@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.paths import install_extra
 from cbsim.cli.standard_output import is_unicode
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def needs_torch(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigError(f"{what} needs torch: pip install 'cbsim[torch]' ({error})") from error
+        raise ConfigError(f"{what} needs torch: {install_extra('torch')} ({error})") from error
 
 
 PATH = click.Path(path_type=Path)

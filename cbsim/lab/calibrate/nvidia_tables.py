@@ -22,6 +22,7 @@ import pandas as pd
 import yaml
 
 from cbsim.base.errors import CalibrationError
+from cbsim.base.paths import install_extra
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MS_PER_S
 from cbsim.cost.step_columns import Floats
@@ -569,7 +570,7 @@ def open_package(wheel: Path | None) -> tuple[Folder, str]:
         package = distribution(PACKAGE)
     except PackageNotFoundError as error:
         raise CalibrationError(
-            f"{PACKAGE} is not installed: pip install 'cbsim[nvidia]', or pass its wheel by --wheel"
+            f"{PACKAGE} is not installed: {install_extra('nvidia')}, or pass its wheel by --wheel"
         ) from error
     return Path(str(package.locate_file(ROOT))), package.version
 

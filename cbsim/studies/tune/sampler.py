@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.paths import install_extra
 from cbsim.config.tune_space import Choices, Dimension, Number, TuneSpace
 from cbsim.studies.tune.merit import WORST
 from cbsim.studies.tune.surrogate import Surrogate, chance_above, expected_gain, log_uniform
@@ -55,7 +56,7 @@ class Sampler:
         try:
             import optuna
         except ImportError as error:
-            raise CbsimError("tune: needs optuna: pip install 'cbsim[tune]'") from error
+            raise CbsimError(f"tune: needs optuna: {install_extra('tune')}") from error
         self._space = space
         self._distributions = {
             _name(dimension): _distribution(optuna, dimension) for dimension in space.dimensions

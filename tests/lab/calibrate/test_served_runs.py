@@ -57,6 +57,7 @@ from calibration.served_runs.tables import (
     write_runs,
 )
 from cbsim.base.errors import CalibrationError, CbsimError
+from cbsim.base.paths import install_extra
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape
 from cbsim.cost.profile_record import form_seconds
@@ -455,7 +456,7 @@ def test_mistakes_are_one_line_each(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(nvidia_tables, "distribution", not_installed)
     assert told() == (
-        "aiconfigurator-core is not installed: pip install 'cbsim[nvidia]', or pass its wheel by --wheel\n"
+        f"aiconfigurator-core is not installed: {install_extra('nvidia')}, or pass its wheel by --wheel\n"
     )
     whole = make_wheel(tmp_path / "aiconfigurator_core-7.8.9-py3-none-any.whl", [ROW])
     (tmp_path / "taken").write_text("")
