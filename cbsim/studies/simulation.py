@@ -42,8 +42,8 @@ Array = NDArray[Any]
 LOGGER = logging.getLogger("cbsim")
 TOKENS_TO_COMPILE = 3_000_000
 TOKENS_TO_LOAD = 15_000
-"""Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
-is only loaded from the cache folder (0.04 s). Interpreting takes some 2.5 us a token."""
+"""Output tokens from which a run is compiled: where the core has yet to be compiled (some 10 s), and where it
+is only loaded from the cache folder (0.04 s). Interpreting takes some 2.2 us a token."""
 _INTERPRETED: Counter[str] = Counter()
 """Output tokens of runs of this process that were not worth compiling, by the key of their core."""
 
