@@ -97,6 +97,8 @@ def rate_picture(answer: CapacityAnswer) -> Figure:
     highest = max(known.values(), default=float(curves[RATE].max()))
     leaves = "leaves the SLO" if slo.of_run else f"falls to {percent(slo.share)} within the SLO"
     caption = f"Bands: {_spread(plan)}; vertical lines: capacity, where the curve {leaves}."
+    if slo.own:
+        caption += " Goodput: per second until the last answer."
     title = f"{answer.name}: what a request rate does"
     figure, panels = rate_panels(curves[curves[RATE] <= _CROWDED * highest], slo, title, caption)
     for place, rate in known.items():

@@ -132,7 +132,8 @@ def _answer(answer: CapacityAnswer) -> str:
         best, *others = known
         told = f"Met up to {rate_text(best)} requests/s by {best.label}: {slo}"
         if best.verdict == "too short":
-            told += ", as far as requests so few can tell"
+            told += ", as far as these requests can tell"
+            told += f" ({best.reasons[0]})" if best.reasons else ""
         return f"{told}.{_runners_up(best, others)}{untold}"
     if open_ended:
         return f"Met at every rate by {joined(open_ended)}: these requests are too few to break {slo}."
