@@ -118,3 +118,10 @@ def _is_of(frame: FrameType, part: type) -> bool:
 
 def _package(module: str) -> str:
     return module.partition(".")[0]
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged Parquet file raises; names in it may be no text."""
+    import pyarrow as pa
+
+    return OSError, pa.ArrowException, UnicodeDecodeError

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cbsim.base.errors import CbsimError, refusals
+from cbsim.base.errors import CbsimError, damage, refusals
 from cbsim.base.paths import is_file, is_folder
 from cbsim.base.text_files import read_json
 from cbsim.results.tables import TABLES
@@ -226,12 +226,11 @@ def _names(folder: Path) -> list[str] | None:
 
 
 def _has_sweep_table(folder: Path) -> bool:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return {"point", "error"} <= set(pq.read_schema(folder / "table.parquet").names)
-    except (OSError, pa.ArrowException):
+    except damage():
         return False
 
 

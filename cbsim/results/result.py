@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cbsim.base.errors import CbsimError, refusals
+from cbsim.base.errors import CbsimError, damage, refusals
 from cbsim.base.paths import is_folder, scratch_folder
 from cbsim.base.text_files import read_json
 from cbsim.config.document import read_document
@@ -295,14 +295,15 @@ def _telling_damage(folder: Path) -> Iterator[None]:
 
 def is_whole_run(folder: Path) -> bool:
     """Whether a run folder has all its files, each of them readable as far as a table's footer tells."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         result = load_run(folder)
         for name in _table_files(folder):
             pq.read_metadata(folder / name)
-    except (CbsimError, OSError, pa.ArrowException):
+    except CbsimError:
+        return False
+    except damage():
         return False
     has_all = all(has_file(folder, name) for name in observer_files(folder))
     return has_all and "goodput_per_s" in result.summary

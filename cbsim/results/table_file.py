@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import CbsimError, damage
 from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
 from cbsim.results.tables import OPTIONAL_COLUMNS, TABLES, ArrowTable, Field, arrow_field
 
@@ -29,7 +29,7 @@ def read_table(path: Path, name: str) -> ArrowTable:
 
     try:
         table: ArrowTable = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+    except damage() as error:
         raise CbsimError(f"{path}: can't be read: {first_line(error)}") from error
     found = set(table.column_names)
     optional = set().union(*(group for group in OPTIONAL_COLUMNS if not group & found))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import CbsimError, damage
 from cbsim.results.slo import EACH, Miss, Slo, joined
 from cbsim.results.table_file import first_line
 from cbsim.show.reader_tables import (
@@ -199,7 +199,6 @@ def read_sweep_table(folder: Path) -> pd.DataFrame:
     Raises `CbsimError` with a line for each column that is missing or holds no numbers, or if the file can't
     be read, or was altered.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = folder / "table.parquet"
@@ -208,7 +207,7 @@ def read_sweep_table(folder: Path) -> pd.DataFrame:
         _check_columns(stored)
     except CbsimError as error:
         raise CbsimError(*(f"{path}: {problem}" for problem in error.problems)) from None
-    except (OSError, pa.ArrowException) as error:
+    except damage() as error:
         raise CbsimError(f"{path}: can't be read: {first_line(error)}") from error
     check_table(path, stored)
     try:

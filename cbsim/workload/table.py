@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from cbsim.base.errors import WorkloadError
+from cbsim.base.errors import WorkloadError, damage
 from cbsim.base.spreadsheet import ESCAPED
 from cbsim.base.text_files import parse_json
 from cbsim.base.units import MIB
@@ -352,7 +352,8 @@ def _tell_broken_json(line: int, text: bytes, mistakes: Mistakes) -> None:
 def _open_parquet(path: Path, mistakes: Mistakes) -> Table | None:
     try:
         file = pyarrow.parquet.ParquetFile(str(path))
-    except (pa.ArrowException, OSError) as error:
+        names = list(file.schema_arrow.names)
+    except damage() as error:
         _tell_damaged(error, mistakes)
         return None
 
@@ -363,10 +364,10 @@ def _open_parquet(path: Path, mistakes: Mistakes) -> Table | None:
                 found = {name: batch.column(batch.schema.get_field_index(name)) for name in columns}
                 yield TableChunk(found, range(first, first + batch.num_rows))
                 first += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except damage() as error:
             _tell_damaged(error, mistakes)
 
-    return Table(list(file.schema_arrow.names), 0, chunks)
+    return Table(names, 0, chunks)
 
 
 def _tell_damaged(error: Exception, mistakes: Mistakes) -> None:

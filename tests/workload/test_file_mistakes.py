@@ -1,6 +1,7 @@
 """Every kind of wrong trace, and the exact lines told about it."""
 
 import gzip
+import io
 import json
 
 import pyarrow as pa
@@ -9,6 +10,13 @@ import pytest
 import zstandard
 
 from cbsim.base.errors import WorkloadError
+
+
+def parquet_of(*names: str) -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({name: [1.0] for name in names}), stream, store_schema=False)
+    return stream.getvalue()
+
 
 TIME = "a time such as 2023-11-16 18:15:46.6805900 (seconds: call the column arrival_s)"
 HEADER = "arrived_at,num_prefill_tokens,num_decode_tokens\n"
@@ -162,6 +170,10 @@ CASES = {
         [" the zstd data ends early; allowed: a whole file"],
     ),
     "corrupt Parquet": (b"PAR1 and no more", None),
+    "a column's name in Parquet that is no text": (
+        parquet_of("arrival_s").replace(b"arrival_s", b"\xcbrrival_s"),
+        None,
+    ),
 }
 
 
