@@ -143,13 +143,13 @@ def holds_prefill(self: Any) -> bool:
 
 
 def carries_prefill(self: Any, step: Any) -> bool:
-    """Whether a step computes prompt tokens: of a running request, or more than one of a new one."""
+    """Whether a step computes prompt tokens: of a running request, or of a new one that lacked several."""
     if step.visits_prefill:
         return True
     num_prompts = 0
     for place in range(step.num_served, step.num_slices):
         part = self.slices[step.place][place]
-        num_prompts += part.num_tokens > 1 and not part.is_padded
+        num_prompts += (part.num_tokens > 1 or not part.emits) and not part.is_padded
     return bool(num_prompts)
 
 
