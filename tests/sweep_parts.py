@@ -60,3 +60,13 @@ def hold_on(address: str) -> None:
     """A task that goes on for a minute: who listens at the address hears when its process ends."""
     with Client(address, "AF_UNIX"):
         time.sleep(60)
+
+
+EVEN = {
+    "name": "even",
+    "workload": {"type": "tests.sweep_parts:Even"},
+    "scheduler": {"type": "continuous", "max_num_seqs": 4},
+    "cost_model": {"type": "constant", "step_s": 0.1},
+    "kv_cache": {"num_blocks": 100},
+}
+"""Settings of a run of `Even`."""

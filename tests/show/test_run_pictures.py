@@ -4,16 +4,10 @@ import pytest
 
 from cbsim.show.run_pictures import RUN_PICTURES, draw_points
 from cbsim.studies.sweep import sweep
+from tests.sweep_parts import EVEN
 
 NAMES = [f"{name}.png" for name in RUN_PICTURES]
-CONFIG = {
-    "name": "even",
-    "workload": {"type": "tests.sweep_parts:Even"},
-    "scheduler": {"type": "continuous", "max_num_seqs": 4},
-    "cost_model": {"type": "constant", "step_s": 0.1},
-    "kv_cache": {"num_blocks": 100},
-    "sweep": {"workload.interval_s": [0.1, 1.0]},
-}
+CONFIG = EVEN | {"sweep": {"workload.interval_s": [0.1, 1.0]}}
 
 
 class Other(Executor):

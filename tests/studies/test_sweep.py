@@ -12,14 +12,9 @@ from cbsim.results.result import load_run
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import GONE, SweepInterrupted, sweep
 from cbsim.studies.worker_pool import open_pool
-from tests.sweep_parts import garbage_threshold, process_id
+from tests.sweep_parts import EVEN, garbage_threshold, process_id
 
-CONFIG = {
-    "name": "even",
-    "workload": {"type": "tests.sweep_parts:Even"},
-    "scheduler": {"type": "continuous", "max_num_seqs": 4},
-    "cost_model": {"type": "constant", "step_s": 0.1},
-    "kv_cache": {"num_blocks": 100},
+CONFIG = EVEN | {
     "sweep": {
         "scheduler": [{"type": "static", "max_num_seqs": 2}, {"type": "continuous", "max_num_seqs": 4}],
         "workload.interval_s": [0.1, 1.0],
