@@ -408,7 +408,7 @@ def is_traffic(key: str) -> bool:
 
 
 def traffics_of(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> list[str]:
-    """The same text for the points of a sweep over `keys` to which the same requests come."""
+    """By point of a sweep over `keys`, a text that is equal for two points if equal requests come to both."""
     traffic = [key for key in keys if is_traffic(key)]
     return [str([row[key] for key in traffic]) for row in rows]
 

@@ -17,7 +17,7 @@ from cbsim.show.style import save_figures
 from cbsim.show.timeline_plot import timeline, utilization
 
 Limits = Mapping[str, Any]
-"""Of an SLO, as plain data."""
+"""What an SLO promises, as `SloConfig.limits` gives it."""
 
 RUN_PICTURES: Mapping[str, Callable[[Mapping[str, Result], Limits], Figure]] = {
     "latency_cdfs": latency_cdfs,
@@ -39,8 +39,9 @@ def draw_runs(
 def draw_points(
     points: Mapping[str, str], limits: Limits, folder: Path, executor: Executor | None = None
 ) -> list[str]:
-    """The same of points of the sweep in `folder`, names by label; some of it in another process, if there is
-    an executor.
+    """Draw `RUN_PICTURES` of points of the sweep in `folder`, `points` giving the name of each by its label.
+
+    With an `executor` another process draws some of them. Returns the names of the PNG files.
     """
     names = tuple(RUN_PICTURES)
     with suppress(BrokenExecutor):

@@ -164,7 +164,7 @@ class _Workers(ExitStack):
         self._kept: Pool | None = None
 
     def pool_of(self, num_points: int) -> Pool:
-        """Where so many points run. While they do, this process imports what it will need."""
+        """The pool on which `num_points` points run; meanwhile this process imports what draws them."""
         pool = open_pool(min(self._num_workers, num_points), self._cluster)
         if self._cluster is None and pool.max_in_flight > 1 and self._plots is not False:
             pool = self._kept = self.enter_context(pool.kept_open())

@@ -542,7 +542,7 @@ class GemmTable:
             m: [np.asarray(part, np.float64) for part in (table.index, table.columns, table)]
             for m, table in tables.items()
         }
-        """Of each m the values of n, those of k, and the seconds at both, NaN where nothing was timed."""
+        """By m: the values of n, the values of k, and the seconds at each pair, NaN where none were timed."""
 
     def seconds(self, m: int, n: float, k: float) -> float:
         """Seconds at a measured m and any n and k."""

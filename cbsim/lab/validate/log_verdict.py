@@ -69,7 +69,7 @@ class Trial(NamedTuple):
     value: str
     """As `--set` takes them."""
     run: RecordedRun
-    """The same log beside a simulation with it."""
+    """The server's log beside a simulation with the changed setting."""
     or_more: bool = False
     """Whether further raising it changes nothing: the log can't tell it from larger values."""
 
